@@ -1,0 +1,105 @@
+"""The exception tree. `exit_code` is what `launch.py` exits with; a UserError is printed without a traceback.
+
+OpdError                     1
+├── UserError                2   the user can fix it: the message says what is wrong, why, and what to set
+│   ├── ConfigError          2   one or more `Problem`s of the configuration, reported together
+│   ├── DataError            2   a malformed row or a missing file
+│   ├── CheckpointError      2   a path that is missing, or holds no checkpoint of the expected kind
+│   ├── ShapeMismatch        2   a model does not fit the place that it is loaded into
+│   ├── PreflightError       2   something outside the process is not as the run needs it (a server, a device)
+│   └── MissingExtra         2   an optional package is not installed
+├── Incomparable             1   two log-probs of different temperature or vocabulary were about to be subtracted
+├── WorkerError              1   a worker process died, hung or raised
+├── TeacherError             1   the teacher failed more often than allowed
+└── TrainingDiverged         1   a loss or gradient is not finite
+"""
+
+from dataclasses import dataclass
+
+
+class OpdError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(OpdError):
+    """An error that the user can fix; printed without a traceback."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration.
+
+    Attributes:
+        key: dotted configuration key, e.g. ``teacher.load``.
+        what: what was found there.
+        why: why it cannot work.
+        fix: the override that repairs it, as the user would type it.
+    """
+
+    key: str
+    what: str
+    why: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.what}: {self.why}. {self.fix}"
+
+
+class ConfigError(UserError):
+    """All problems of a configuration, reported together."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        head = f"The configuration has {count} problem{'s' if count > 1 else ''}:"
+        return "\n".join([head, *(f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1))])
+
+
+class DataError(UserError):
+    """A malformed row, an unreadable file or an empty dataset."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint path that is missing, or that holds no checkpoint of the expected kind."""
+
+
+class ShapeMismatch(UserError):
+    """A model does not fit the place that it is loaded into."""
+
+
+class PreflightError(UserError):
+    """Something outside the process is not as the run needs it."""
+
+
+class MissingExtra(UserError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str, needed_for: str) -> None:
+        super().__init__(package, extra, needed_for)
+        self.package, self.extra, self.needed_for = package, extra, needed_for
+
+    def __str__(self) -> str:
+        return f"{self.needed_for} needs the package {self.package}: pip install 'opd-trainer[{self.extra}]'"
+
+
+class Incomparable(OpdError):
+    """Two log-probs of different temperature or vocabulary were about to be subtracted."""
+
+
+class WorkerError(OpdError):
+    """A worker process died, hung or raised."""
+
+
+class TeacherError(OpdError):
+    """The teacher failed more often than allowed."""
+
+
+class TrainingDiverged(OpdError):
+    """A loss or gradient is not finite."""

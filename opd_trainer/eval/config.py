@@ -1,0 +1,25 @@
+"""Evaluation on held-out prompts."""
+
+from dataclasses import dataclass, field
+
+from opd_trainer.data.config import DataConfig
+
+
+@dataclass(slots=True)
+class EvalConfig:
+    """What is evaluated, when and how."""
+
+    every: int = 0
+    """Evaluate every so many steps besides before and after; 0 only before and after."""
+    datasets: dict[str, DataConfig] = field(default_factory=dict)
+    """Named held-out datasets."""
+    samples_per_prompt: int = 1
+    """Responses per prompt."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    max_response_tokens: int | None = None
+    """Longest response; null takes the rollout's."""
+    teacher: bool = True
+    """Evaluate a Megatron teacher once as well, with an engine of its own."""
+    reverse_kl_prompts: int = 64
+    """Held-out prompts on which the reverse KL is measured before and after, by sampling from the student; 0 for none."""

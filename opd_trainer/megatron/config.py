@@ -1,0 +1,64 @@
+"""How Megatron-core runs the student: parallel layout, micro-batches, optimizer."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+
+
+class Schedule(StrEnum):
+    """Shape of the learning rate after warm-up."""
+
+    constant = auto()
+    linear = auto()
+    cosine = auto()
+
+
+@dataclass(slots=True)
+class OptimizerConfig:
+    """Adam with fp32 main parameters, and the learning-rate schedule."""
+
+    lr: float = 1e-6
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of a decaying schedule."""
+    schedule: Schedule = Schedule.constant
+    """constant, linear or cosine."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up from 0."""
+    decay_steps: int | None = None
+    """Optimizer steps until `min_lr` is reached; null means the run's length."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay (not on norms and biases)."""
+    beta1: float = 0.9
+    """Adam's first moment decay."""
+    beta2: float = 0.98
+    """Adam's second moment decay."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    clip_grad: float = 1.0
+    """Global L2 norm at which gradients are clipped; 0 switches clipping off."""
+
+
+@dataclass(slots=True)
+class MegatronConfig:
+    """Parallel layout, micro-batching and optimizer of the student's Megatron workers."""
+
+    tensor_parallel: int = 1
+    """Ranks that share each layer's matrices."""
+    pipeline_parallel: int = 1
+    """Ranks that share the layers."""
+    context_parallel: int = 1
+    """Ranks that share each sequence."""
+    expert_parallel: int = 1
+    """Ranks that share the experts."""
+    sequence_parallel: bool = False
+    """Shard norms and dropout over tensor-parallel ranks (needs Transformer Engine)."""
+    distributed_optimizer: bool = False
+    """Shard optimizer state over data-parallel ranks."""
+    max_tokens_per_device: int = 8192
+    """Budget of a packed micro-batch, tokens; one longer sequence gets a micro-batch of its own."""
+    log_prob_chunk_tokens: int = 1024
+    """Tokens whose vocabulary row is in fp32 at a time when log-probs are computed."""
+    timeout_s: float = 1800.0
+    """Limit on any one call to a worker, and on collectives."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Adam and schedule."""

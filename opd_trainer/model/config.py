@@ -1,0 +1,74 @@
+"""Which model a role (student, teacher, reference) uses."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+
+
+class Family(StrEnum):
+    """Model families that we build in Megatron-core and map to Hugging Face names."""
+
+    llama = auto()
+    qwen2 = auto()
+    qwen3 = auto()
+
+
+class AttentionBackend(StrEnum):
+    """Who computes core attention."""
+
+    auto = auto()
+    """Transformer Engine where it is installed and a GPU is there, otherwise `torch`."""
+    torch = auto()
+    """Our packed attention on torch SDPA / varlen attention."""
+    te = auto()
+    """Transformer Engine."""
+
+
+class Dtype(StrEnum):
+    """Number format of the weights in forward and backward; main parameters are always fp32."""
+
+    float32 = auto()
+    bfloat16 = auto()
+
+
+@dataclass(slots=True)
+class ArchitectureConfig:
+    """The shape of a model trained from scratch; a loaded model brings its own."""
+
+    family: Family = Family.qwen3
+    """Model family: llama, qwen2 (also Qwen2.5) or qwen3 (dense)."""
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    num_layers: int = 4
+    """Transformer layers."""
+    num_heads: int = 4
+    """Query heads."""
+    num_kv_heads: int = 2
+    """Key/value heads (grouped-query attention)."""
+    head_dim: int = 32
+    """Width of one head."""
+    intermediate_size: int = 384
+    """Width of the SwiGLU hidden layer."""
+    rope_theta: float = 10000.0
+    """Base of the rotary embedding."""
+    max_length: int = 256
+    """Context length in tokens."""
+    tie_embeddings: bool = True
+    """Whether the output head shares the embedding's weights."""
+
+
+@dataclass(slots=True)
+class ModelConfig:
+    """A model: where its weights and tokenizer come from and how it computes."""
+
+    load: str | None = None
+    """Hugging Face folder or Megatron torch_dist checkpoint with the weights; null trains `architecture` from scratch."""
+    ckpt_step: int | None = None
+    """Step to load from a directory of checkpoints; null takes the latest."""
+    huggingface: str | None = None
+    """Folder with config.json and tokenizer when `load` holds neither (a torch_dist checkpoint)."""
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    """The shape when there is nothing to load."""
+    attention_backend: AttentionBackend = AttentionBackend.auto
+    """auto, torch or te."""
+    dtype: Dtype = Dtype.float32
+    """float32 or bfloat16."""

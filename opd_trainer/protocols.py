@@ -1,0 +1,147 @@
+"""The seams. Implementations import these and never each other; `app.py` wires them together."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from opd_trainer.types import (
+    ModelIdentity,
+    Request,
+    Sample,
+    Sampling,
+    Signal,
+    TokenBatch,
+    UpdateResult,
+    WeightStream,
+)
+
+
+class RolloutEngine(Protocol):
+    """Something that answers prompts with the student's current weights."""
+
+    async def start(self) -> None:
+        """Brings it up; nothing is allocated before."""
+        ...
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> AsyncIterator[Sample]:
+        """Yields each sample as it finishes, in any order; the same request and weights give the same sample."""
+        ...
+
+    async def load(self, weights: WeightStream) -> None:
+        """Takes new weights under their Hugging Face names; later samples carry `weights.version`."""
+        ...
+
+    async def close(self) -> None:
+        """Releases everything. Safe to call twice."""
+        ...
+
+
+class TokenLoss(Protocol):
+    """A picklable per-token loss that a training worker evaluates on a micro-batch."""
+
+    @property
+    def needs_entropy_gradient(self) -> bool:
+        """Whether gradients flow through the entropy."""
+        ...
+
+    def __call__(self, log_probs: Tensor, entropy: Tensor, batch: TokenBatch) -> Tensor:
+        """Per-token loss [T] (finite everywhere, 0 where masked) of live `log_probs` [T] and `entropy` [T]."""
+        ...
+
+
+class InlineTeacher(Protocol):
+    """A teacher that lives in the training worker and scores a micro-batch inside the training forward pass."""
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """What it can tell."""
+        ...
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Who it is."""
+        ...
+
+    def score_inline(self, micro_batch: TokenBatch, want: Signal) -> Tensor:
+        """Log-probs [T] (`Signal.sampled`) of the micro-batch's tokens, NaN where unknown; no gradient."""
+        ...
+
+
+class Learner(Protocol):
+    """The student with its optimizer, and what lives beside it: reference, critic, inline teachers."""
+
+    async def start(self) -> None:
+        """Builds workers and loads weights."""
+        ...
+
+    def awake(self) -> AbstractAsyncContextManager[None]:
+        """Weights and optimizer are on the device inside; a no-op unless devices are shared."""
+        ...
+
+    async def score(self, batch: TokenBatch, model: str) -> Tensor:
+        """Forward-only log-probs f32[T] of `batch` under "student", "reference" or "teacher:<name>"."""
+        ...
+
+    async def update(self, batch: TokenBatch, loss: TokenLoss) -> UpdateResult:
+        """Exactly one optimizer step on sum_t weight[t] * loss[t]; inline teachers are scored on the way."""
+        ...
+
+    def weights(self, version: int) -> WeightStream:
+        """The student's current weights, under Hugging Face names."""
+        ...
+
+    async def save(self, directory: Path) -> None:
+        """Writes weights, optimizer, scheduler and RNG into `directory`, which exists and is empty."""
+        ...
+
+    async def restore(self, directory: Path) -> None:
+        """The inverse of `save`."""
+        ...
+
+    async def export(self, directory: Path) -> None:
+        """Writes the student as a Hugging Face folder."""
+        ...
+
+    async def close(self) -> None:
+        """Tears down workers, process groups and patches completely. Safe to call twice."""
+        ...
+
+
+class WorkerGroup(Protocol):
+    """N workers of one class, one per rank; every call has a timeout."""
+
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+        ...
+
+    async def start(self) -> None:
+        """Creates the workers, and calls `start` on each."""
+        ...
+
+    async def call(self, method: str, *args: Any) -> list[Any]:
+        """Calls `method` with the same arguments on every worker at once; results by rank.
+
+        Raises:
+            WorkerError: a worker raised, died or did not answer in time.
+        """
+        ...
+
+    async def call_each(self, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Calls `method` with arguments of its own on each worker at once; results by rank."""
+        ...
+
+    async def close(self) -> None:
+        """Calls `close` on each worker and ends it. Safe to call twice."""
+        ...
+
+
+class Reward(Protocol):
+    """A task reward."""
+
+    async def __call__(self, sample: Sample) -> dict[str, float]:
+        """Parts of the reward by name; "reward" is the total. Raises on failure, which is never turned into 0."""
+        ...

@@ -1,0 +1,30 @@
+"""Where metrics go besides the run directory."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+
+
+class WandbMode(StrEnum):
+    """How wandb runs."""
+
+    disabled = auto()
+    offline = auto()
+    online = auto()
+
+
+@dataclass(slots=True)
+class TrackingConfig:
+    """Console, files and wandb."""
+
+    console: bool = True
+    """Show progress and a line per step."""
+    samples_per_step: int = 4
+    """Samples of each step written to samples.jsonl."""
+    wandb: WandbMode = WandbMode.disabled
+    """disabled, offline (no account needed) or online."""
+    wandb_project: str = "opd_trainer"
+    """wandb project."""
+    wandb_group: str | None = None
+    """wandb group."""
+    wandb_name: str | None = None
+    """wandb run name; null takes the run directory's."""
