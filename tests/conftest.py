@@ -1,0 +1,17 @@
+"""What every test relies on: shapes are checked while tests run, nothing is fetched, one thread per process."""
+
+import os
+
+# Read when transformers and datasets are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from jaxtyping import install_import_hook
+
+PURE = ("divergence", "estimator", "jagged", "loss", "objective", "opd", "types")
+
+# Annotations such as Float[Tensor, " T"] are executed under test and cost nothing in production.
+install_import_hook([f"opd_trainer.{name}" for name in PURE], "beartype.beartype")
+
+# Test processes share few cores, and one thread makes sums reproducible.
+torch.set_num_threads(1)
