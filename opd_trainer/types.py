@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -132,7 +132,7 @@ class Sample:
     teacher_log_probs: Tensor | None = None
     teacher_status: ScoreStatus = ScoreStatus.ok
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "Sample":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
@@ -234,7 +234,7 @@ class TokenBatch:
         """Position of each token inside its sequence."""
         return jagged.positions(self.lengths)
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "TokenBatch":
         """A shallow copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 

@@ -1,0 +1,59 @@
+"""The loop. On-policy distillation: the student samples, the teacher judges every token, the student follows."""
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol
+
+from opd_trainer.checkpoint import Checkpoints
+from opd_trainer.experience import Experience
+from opd_trainer.metrics import Metrics
+from opd_trainer.objective import Objective
+from opd_trainer.protocols import Learner, RolloutEngine
+from opd_trainer.tracking.tracker import Tracker
+from opd_trainer.types import Scores, TokenBatch
+
+
+class Evaluate(Protocol):
+    """What the loop asks of an evaluator."""
+
+    def __call__(self, step: int, *, last: bool) -> Awaitable[Metrics]:
+        """Metrics of the weights after `step` updates; empty when nothing is due."""
+        ...
+
+
+@dataclass(slots=True)
+class Controller:
+    """Everything a run consists of; `fit` is the algorithm."""
+
+    experience: Experience
+    objective: Objective
+    learner: Learner
+    engine: RolloutEngine
+    evaluate: Evaluate
+    tracker: Tracker
+    checkpoint: Checkpoints
+
+    async def fit(self) -> None:
+        """Runs the steps that are left."""
+        for step in self.checkpoint.steps():
+            with self.tracker.step(step) as log:
+                batch = await self.experience.next(step, log)
+                async with self.learner.awake():
+                    with log.time("update"):
+                        batch = self.objective.assign(await self.score_missing(batch))
+                        for minibatch in self.objective.minibatches(batch):
+                            result = await self.learner.update(minibatch, self.objective.loss())
+                            log.add(self.objective.metrics(minibatch, result))
+                    with log.time("sync"):
+                        await self.engine.load(self.learner.weights(version=step + 1))
+                log.add(await self.evaluate(step + 1, last=self.checkpoint.is_last(step)))
+            await self.checkpoint.save(step, self)
+
+    async def score_missing(self, batch: TokenBatch) -> TokenBatch:
+        """Forward-only passes over what the objective needs and the batch does not have yet."""
+        for name in sorted(self.objective.needs):
+            if getattr(batch, name) is None:
+                log_probs = await self.learner.score(batch, name)
+                scores = Scores(log_probs=log_probs, temperature=batch.rollout.temperature, model=name)
+                batch = batch.replace(**{name: scores})
+        return batch

@@ -1,0 +1,112 @@
+"""Atomicity, pruning and resumption of controller checkpoints, with a learner that writes one file."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opd_trainer.checkpoint import CONTROLLER_STATE, LATEST, Checkpoints
+from opd_trainer.errors import CheckpointError
+
+
+@dataclass
+class Part:
+    value: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+@dataclass
+class FileLearner:
+    weights: float = 0.0
+    crash: bool = False
+
+    async def save(self, directory: Path) -> None:
+        (directory / "weights").write_text(str(self.weights))
+        if self.crash:
+            raise KeyboardInterrupt
+
+    async def restore(self, directory: Path) -> None:
+        self.weights = float((directory / "weights").read_text())
+
+
+@dataclass
+class Run:
+    learner: FileLearner = field(default_factory=FileLearner)
+    experience: Part = field(default_factory=Part)
+    objective: Part = field(default_factory=Part)
+    tracker: Part = field(default_factory=Part)
+
+
+def train(run: Run, checkpoints: Checkpoints) -> None:
+    for step in checkpoints.steps():
+        run.learner.weights += 1.0
+        run.experience.value = 10 * (step + 1)
+        asyncio.run(checkpoints.save(step, run))
+
+
+def test_saves_when_due_and_keeps_the_newest(tmp_path: Path) -> None:
+    train(Run(), Checkpoints(directory=tmp_path, every=2, keep=2, total_steps=7))
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000006", "iter_0000007"]
+    assert (tmp_path / LATEST).read_text() == "7"
+
+
+def test_restores_everything_and_goes_on_with_the_next_step(tmp_path: Path) -> None:
+    train(Run(), Checkpoints(directory=tmp_path, every=2, keep=2, total_steps=4))
+    resumed, checkpoints = Run(), Checkpoints(directory=tmp_path, every=2, keep=2, total_steps=6)
+    assert asyncio.run(checkpoints.restore(resumed)) == 4
+    assert (resumed.learner.weights, resumed.experience.value) == (4.0, 40)
+    assert list(checkpoints.steps()) == [4, 5]
+
+
+def test_nothing_to_restore_is_a_fresh_start(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(directory=tmp_path / "none", every=1, keep=1, total_steps=2)
+    assert asyncio.run(checkpoints.restore(Run())) == 0
+
+
+def test_a_crash_while_saving_leaves_the_previous_checkpoint_usable(tmp_path: Path) -> None:
+    run = Run()
+    train(run, Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=1))
+    run.learner.crash = True
+    with pytest.raises(KeyboardInterrupt):
+        train(run, Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=2, finished=1))
+    resumed, checkpoints = Run(), Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=3)
+    assert asyncio.run(checkpoints.restore(resumed)) == 1
+    train(resumed, checkpoints)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000003", LATEST]
+
+
+def test_a_leftover_later_than_the_marker_is_never_preferred(tmp_path: Path) -> None:
+    run = Run()
+    train(run, Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=1))
+    leftover = tmp_path / "iter_0000009"
+    leftover.mkdir()
+    (leftover / CONTROLLER_STATE).write_text(json.dumps({"finished": 9}))
+    checkpoints = Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=2)
+    assert asyncio.run(checkpoints.restore(run)) == 1
+    train(run, checkpoints)
+    assert [path.name for path in tmp_path.glob("iter_*")] == ["iter_0000002"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / LATEST).write_text("5")
+    checkpoints = Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=9)
+    with pytest.raises(CheckpointError, match="iter_0000005"):
+        checkpoints.latest()
+
+
+def test_stopping_early_makes_the_step_the_last_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(directory=tmp_path, every=0, keep=1, total_steps=100)
+    seen = []
+    for step in checkpoints.steps():
+        seen.append(step)
+        if step == 2:
+            checkpoints.stop_after(step)
+            assert checkpoints.is_last(step)
+    assert seen == [0, 1, 2]
