@@ -1,0 +1,70 @@
+"""The worker group of one worker that runs in the caller's own process and thread, so that pdb works."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from opd_trainer.cluster.rendezvous import local_rendezvous
+from opd_trainer.errors import OpdError, WorkerError
+
+
+class InProcessGroup:
+    """Implements `WorkerGroup` with a single worker; calls block the event loop until they return.
+
+    Args:
+        make_worker: builds the worker from (rank, world size, rendezvous).
+    """
+
+    def __init__(self, make_worker: Callable[[int, int, str], Any]) -> None:
+        self._make_worker = make_worker
+        self._worker: Any = None
+
+    @property
+    def size(self) -> int:
+        """Always 1."""
+        return 1
+
+    @property
+    def worker(self) -> Any:
+        """The worker itself, for debugging.
+
+        Raises:
+            WorkerError: the group is not started.
+        """
+        if self._worker is None:
+            raise WorkerError("the worker group is not started, or is closed")
+        return self._worker
+
+    async def start(self) -> None:
+        """Creates the worker and calls its `start`; a worker that fails to start is closed."""
+        self._worker = self._make_worker(0, 1, local_rendezvous())
+        try:
+            await self.call("start")
+        except BaseException:
+            await self.close()
+            raise
+
+    async def call(self, method: str, *args: Any) -> list[Any]:
+        """Calls `method`.
+
+        Raises:
+            OpdError: the worker raised it.
+            WorkerError: the worker raised anything else, which is the cause.
+        """
+        bound = getattr(self.worker, method)
+        try:
+            return [bound(*args)]
+        except OpdError:
+            raise
+        except Exception as error:
+            raise WorkerError(f"worker 0 failed in {method}: {type(error).__name__}: {error}") from error
+
+    async def call_each(self, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Calls `method` with the one tuple of arguments; see `call`."""
+        (only,) = args
+        return await self.call(method, *only)
+
+    async def close(self) -> None:
+        """Calls the worker's `close`. Safe to call twice."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
