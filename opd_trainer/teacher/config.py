@@ -38,3 +38,8 @@ class TeacherConfig:
 @dataclass(slots=True)
 class ResidentTeacher(TeacherConfig):
     """An extra Megatron model beside the student, scored inline in the same forward pass."""
+
+
+@dataclass(slots=True)
+class SglangExternalTeacher(TeacherConfig):
+    """An SGLang server that somebody else runs, reached at `url`."""

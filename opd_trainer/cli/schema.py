@@ -1,0 +1,47 @@
+"""The list of schemas: group -> name -> dataclass. An option conf/<group>/<option>.yaml starts from one of them.
+
+A new option is a dataclass named here and a YAML file of a few lines; `tests/test_conf.py` compares the two.
+"""
+
+from hydra.core.config_store import ConfigStore
+
+from opd_trainer.cluster.config import InProcessCluster, RayCluster
+from opd_trainer.config import Config
+from opd_trainer.data.config import DataConfig
+from opd_trainer.demo.config import DemoConfig
+from opd_trainer.estimator.grpo import Grpo
+from opd_trainer.estimator.none import NoEstimator
+from opd_trainer.eval.config import EvalConfig
+from opd_trainer.megatron.config import MegatronConfig
+from opd_trainer.model.config import ModelConfig
+from opd_trainer.opd.config import OpdConfig
+from opd_trainer.reward.config import RewardConfig
+from opd_trainer.rollout.config import EmbeddedRollout
+from opd_trainer.task.config import EvaluateTask, SftTask, TrainTask
+from opd_trainer.teacher.config import ResidentTeacher, SglangExternalTeacher
+from opd_trainer.tracking.config import TrackingConfig
+
+SCHEMAS: dict[str, dict[str, type]] = {
+    "task": {"train": TrainTask, "sft": SftTask, "evaluate": EvaluateTask},
+    "estimator": {"grpo": Grpo, "none": NoEstimator},
+    "opd": {"base": OpdConfig},
+    "teacher": {"resident": ResidentTeacher, "sglang_external": SglangExternalTeacher},
+    "model": {"base": ModelConfig},
+    "megatron": {"base": MegatronConfig},
+    "data": {"jsonl": DataConfig},
+    "reward": {"exact": RewardConfig},
+    "rollout": {"embedded": EmbeddedRollout},
+    "cluster": {"inprocess": InProcessCluster, "ray": RayCluster},
+    "eval": {"base": EvalConfig},
+    "tracking": {"base": TrackingConfig},
+    "demo": {"arithmetic": DemoConfig},
+}
+
+
+def register() -> None:
+    """Tells Hydra about every schema. Safe to call twice."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="root", node=Config)
+    for group, schemas in SCHEMAS.items():
+        for name, node in schemas.items():
+            store.store(group=f"schema/{group}", name=name, node=node)
