@@ -1,6 +1,6 @@
 """Where metrics go besides the run directory."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum, auto
 
 
@@ -18,8 +18,12 @@ class TrackingConfig:
 
     console: bool = True
     """Show progress and a line per step."""
+    console_every: int = 1
+    """Steps between two lines on the console."""
     samples_per_step: int = 4
     """Samples of each step written to samples.jsonl."""
+    plot_every: int = 50
+    """Steps between two drawings of curves.png; it is drawn at the end in any case, and only then with 0."""
     wandb: WandbMode = WandbMode.disabled
     """disabled, offline (no account needed) or online."""
     wandb_project: str = "opd_trainer"

@@ -1,0 +1,232 @@
+"""`curves.png`: what a run did, on one page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from opd_trainer.tracking.files import METRICS, read_rows
+from opd_trainer.tracking.sink import StepRecord
+from opd_trainer.tracking.summary import Evaluated, Results, Summary
+from opd_trainer.tracking.wall_time import Phase
+
+Row = Mapping[str, Any]
+
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3266ad", "#e08214", "#3a923a", "#c03d3e", "#8d69b8", "#6b6b6b"
+PHASE_COLOURS = {
+    Phase.rollout: BLUE,
+    Phase.teacher: ORANGE,
+    Phase.update: GREEN,
+    Phase.sync: RED,
+    Phase.evaluate: PURPLE,
+}
+SMOOTH_ABOVE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric over the steps. x counts finished optimizer steps, so that 0 is the untrained student."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def __bool__(self) -> bool:
+        return len(self.x) > 0
+
+    def smoothed(self) -> "Series":
+        """A centred moving average over about a tenth of the points."""
+        half = max(len(self.y) // 20, 1)
+        mean = [self.y[max(i - half, 0) : i + half + 1].mean() for i in range(len(self.y))]
+        return Series(self.x, np.asarray(mean))
+
+
+def series(rows: Sequence[Row], name: str, offset: int) -> Series:
+    """The finite values of a metric.
+
+    Args:
+        rows: lines of metrics.jsonl.
+        name: of the metric.
+        offset: 0 for what was measured with the weights before the step's update, 1 for what was measured after it.
+    """
+    found = [(row["step"] + offset, row[name]) for row in rows if row.get(name) is not None]
+    points = np.asarray(found, dtype=float).reshape(-1, 2)
+    return Series(points[:, 0], points[:, 1])
+
+
+def draw(rows: Sequence[Row], results: Results, title: str) -> Figure:
+    """Six panels: reward, held-out accuracy, reverse KL, response length, entropy, step time."""
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    axes = figure.subplots(2, 3)
+    _line(
+        axes[0, 0], series(rows, "rollout/reward", 0), title="Reward", unit="mean over the step's samples", colour=BLUE
+    )
+    _accuracy(axes[0, 1], rows, results)
+    _reverse_kl(axes[0, 2], rows, results)
+    _length(axes[1, 0], rows)
+    _line(
+        axes[1, 1],
+        series(rows, "rollout/entropy", 0),
+        title="Entropy of the student",
+        unit="nats per token",
+        colour=PURPLE,
+    )
+    _step_time(axes[1, 2], rows)
+    for panel in axes.flat:
+        panel.set_xlabel("optimizer steps done")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _heading(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_ylabel(unit)
+
+
+def _line(axes: Axes, data: Series, *, title: str, unit: str, colour: str, label: str | None = None) -> None:
+    _heading(axes, title, unit)
+    if not data:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        return
+    noisy = len(data.x) > SMOOTH_ABOVE
+    axes.plot(data.x, data.y, color=colour, alpha=0.3 if noisy else 1.0, lw=1.2, label=None if noisy else label)
+    if noisy:
+        smooth = data.smoothed()
+        axes.plot(smooth.x, smooth.y, color=colour, lw=2.0, label=label)
+
+
+def _accuracy(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+    _heading(axes, "Held-out accuracy", "pass@1")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    names = {
+        name.split("/")[1] for row in rows for name in row if name.startswith("eval/") and name.endswith("/pass@1")
+    }
+    names |= {name for scores in results.evaluation.values() for name in scores}
+    for dataset, colour in zip(sorted(names), [BLUE, ORANGE, GREEN, RED, PURPLE] * len(names), strict=False):
+        within = series(rows, f"eval/{dataset}/pass@1", 1)
+        points = dict(zip(within.x, within.y, strict=True))
+        ends = {Evaluated.before: 0.0, Evaluated.after: rows[-1]["step"] + 1.0 if rows else 0.0}
+        for who, x in ends.items():
+            if dataset in results.evaluation.get(who, {}):
+                points[x] = results.evaluation[who][dataset]
+        steps = sorted(points)
+        axes.plot(steps, [points[x] for x in steps], "o-", color=colour, ms=5, label=f"student, {dataset}")
+        for x, side, above in ((min(steps), "left", 8), (max(steps), "right", -16)) if steps else ():
+            axes.annotate(f"{points[x]:.1%}", (x, points[x]), (0, above), textcoords="offset points", ha=side)
+        teacher = results.evaluation.get(Evaluated.teacher, {}).get(dataset)
+        if teacher is not None:
+            axes.axhline(teacher, color=colour, ls="--", lw=1.2, label=f"teacher, {dataset}: {teacher:.1%}")
+    axes.set_ylim(0, 1.08)
+    if names:
+        axes.legend(loc="lower right", fontsize=9, framealpha=0.9)
+
+
+def _reverse_kl(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+    data = series(rows, "opd/reverse_kl", 0)
+    _line(axes, data, title="Reverse KL to the teacher", unit="nats per token", colour=RED, label="training samples")
+    ends = {Evaluated.before: 0.0, Evaluated.after: rows[-1]["step"] + 1.0 if rows else 0.0}
+    held_out = [(x, results.reverse_kl[who]) for who, x in ends.items() if who in results.reverse_kl]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "D", color="black", ms=6, label="held-out prompts")
+    values = [*data.y, *(value for _, value in held_out)]
+    # A sampled estimate of a KL near zero can be negative; a log axis would hide exactly that.
+    if values and min(values) > 0:
+        axes.set_yscale("log")
+    if values:
+        axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
+
+
+def _length(axes: Axes, rows: Sequence[Row]) -> None:
+    _line(
+        axes,
+        series(rows, "rollout/response_length/mean", 0),
+        title="Response length",
+        unit="tokens",
+        colour=GREEN,
+        label="mean",
+    )
+    longest = series(rows, "rollout/response_length/max", 0)
+    if longest:
+        axes.plot(longest.x, longest.y, color=GREY, lw=1.0, ls=":", label="longest")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="best", fontsize=9, framealpha=0.9)
+
+
+def _step_time(axes: Axes, rows: Sequence[Row]) -> None:
+    _heading(axes, "Step time", "seconds")
+    rows = [row for row in rows if row.get("perf/step_time") is not None]
+    if not rows:
+        return
+    x = np.asarray([row["step"] + 1 for row in rows], dtype=float)
+    parts = {phase: np.asarray([row.get(phase.metric) or 0.0 for row in rows]) for phase in Phase}
+    total = np.asarray([row["perf/step_time"] for row in rows])
+    stack = [(phase.value, parts[phase], PHASE_COLOURS[phase]) for phase in Phase if parts[phase].any()]
+    stack.append(("other", np.maximum(total - sum(parts.values()), 0.0), "#c9c9c9"))
+    bottom = np.zeros_like(x)
+    width = float(np.diff(x).min()) if len(x) > 1 else 1.0
+    for name, seconds, colour in stack:
+        axes.bar(x, seconds, width, bottom=bottom, color=colour, label=f"{name} {seconds.mean():.2f} s")
+        bottom = bottom + seconds
+    # One slow step (the first compiles and warms up) must not flatten the others.
+    axes.set_ylim(0, max(float(np.percentile(total, 98)) * 1.45, 1e-3))
+    axes.legend(loc="upper right", fontsize=9, framealpha=0.9, ncols=2, title="mean per step", title_fontsize=9)
+
+
+@dataclass(slots=True)
+class CurvesSink:
+    """Draws `metrics.jsonl` every n steps and at the end, also when the run fails.
+
+    Attributes:
+        directory: of the run.
+        every: steps between two drawings; 0 draws at the end only.
+        title: above the panels.
+    """
+
+    directory: Path
+    every: int
+    title: str
+    _results: Results = field(default_factory=Results)
+    _stale: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The picture."""
+        return self.directory / "curves.png"
+
+    def truncate_after(self, step: int) -> None:
+        """Nothing: what was cut from the metrics is missing from the next drawing."""
+
+    def evaluated(self, who: Evaluated, results: Results) -> None:
+        """Keeps the results for the next drawing."""
+        self._results, self._stale = results, True
+
+    def write(self, record: StepRecord) -> None:
+        """Draws when it is time to."""
+        self._results, self._stale = record.results, True
+        if self.every and (record.step + 1) % self.every == 0:
+            self._draw()
+
+    def finish(self, summary: Summary) -> None:
+        """Draws the whole run."""
+        self._results = summary.results
+        self._draw()
+
+    def close(self) -> None:
+        """Draws what is not drawn yet."""
+        if self._stale:
+            self._draw()
+
+    def _draw(self) -> None:
+        figure = draw(read_rows(self.directory / METRICS), self._results, self.title)
+        temporary = self.path.with_name(".curves.png.tmp")
+        FigureCanvasAgg(figure).print_png(str(temporary))
+        temporary.replace(self.path)
+        self._stale = False
