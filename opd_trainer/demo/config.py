@@ -5,13 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class DemoConfig:
-    """Recipe of the arithmetic demo. Paths that start with `demo:` (demo:teacher, demo:student, demo:train, demo:heldout)
-    name what it builds; it is built once per recipe, under `cache`."""
+    """Recipe of the arithmetic demo.
+
+    Paths that start with `demo:` (demo:teacher, demo:student, demo:train, demo:heldout) name what it builds; it is built
+    once per recipe, under `cache`.
+    """
 
     cache: str = "checkpoints"
     """Folder of the hash-keyed cache."""
     seed: int = 0
     """Seed of data, initial weights and batches."""
+    num_operands: int = 3
+    """Operands of a problem, each 1 to 99."""
     num_train: int = 20000
     """Training problems."""
     num_heldout: int = 256

@@ -1,0 +1,107 @@
+"""The demo's task: chains of additions and subtractions with a worked answer, and a tokenizer of one character each.
+
+Prompt ``37+58-19=``, response ``37+58=59;-19=67\\n#### 76``: the working writes each running total lowest digit first,
+so that a carry is known before the digit that it changes; the answer after ``####`` is in the usual order.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from opd_trainer.demo.config import DemoConfig
+from opd_trainer.errors import DataError
+
+ANSWER_MARK = "####"
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+VOCABULARY = (PAD, EOS, UNKNOWN, *"0123456789+-=; \n", ANSWER_MARK)
+LARGEST_OPERAND = 99
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A chain such as 37 + 58 - 19.
+
+    Attributes:
+        terms: signed operands, the first positive; every running total is >= 0.
+    """
+
+    terms: tuple[int, ...]
+
+    @property
+    def totals(self) -> list[int]:
+        """Running totals, the first operand included."""
+        return [sum(self.terms[: count + 1]) for count in range(len(self.terms))]
+
+    @property
+    def prompt(self) -> str:
+        """The question."""
+        return str(self.terms[0]) + "".join(f"{term:+d}" for term in self.terms[1:]) + "="
+
+    @property
+    def label(self) -> str:
+        """The answer."""
+        return str(self.totals[-1])
+
+    @property
+    def response(self) -> str:
+        """The worked answer."""
+        steps = zip(self.terms[1:], self.totals[1:], strict=True)
+        working = ";".join(f"{term:+d}={str(total)[::-1]}" for term, total in steps)
+        return f"{self.terms[0]}{working}\n{ANSWER_MARK} {self.label}"
+
+
+def draw_problems(count: int, num_operands: int, seed: int) -> list[Problem]:
+    """`count` different problems; a longer list from the same seed starts with the shorter one.
+
+    Raises:
+        DataError: so many different problems do not exist, or are too rare to find.
+    """
+    generator = random.Random(seed)
+    problems: dict[Problem, None] = {}
+    misses = 0
+    while len(problems) < count:
+        signs = [1, *(generator.choice((1, -1)) for _ in range(num_operands - 1))]
+        problem = Problem(tuple(sign * generator.randint(1, LARGEST_OPERAND) for sign in signs))
+        if min(problem.totals) < 0 or problem in problems:
+            misses += 1
+            if misses > 100 * count + 1000:
+                raise DataError(
+                    f"demo: only {len(problems)} different problems of {num_operands} operands were found, {count} are "
+                    "needed: there are not many more. Lower demo.num_train or demo.num_heldout, or raise "
+                    "demo.num_operands"
+                )
+            continue
+        problems[problem] = None
+    return list(problems)
+
+
+def write_dataset(folder: Path, config: DemoConfig) -> None:
+    """Writes ``train.jsonl`` and ``heldout.jsonl``, rows {"prompt", "label", "response"}; no problem is in both.
+
+    The held-out problems depend on the seed and their number alone, not on the size of the training set.
+    """
+    problems = draw_problems(config.num_heldout + config.num_train, config.num_operands, config.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, chosen in (("heldout", problems[: config.num_heldout]), ("train", problems[config.num_heldout :])):
+        rows = ({"prompt": p.prompt, "label": p.label, "response": p.response} for p in chosen)
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Writes the tokenizer as a Hugging Face folder for ``AutoTokenizer``: one token a character, one for ``####``."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(VOCABULARY)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{ANSWER_MARK}|[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save_pretrained(folder)
