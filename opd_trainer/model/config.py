@@ -15,11 +15,11 @@ class Family(StrEnum):
 class AttentionBackend(StrEnum):
     """Who computes core attention."""
 
-    auto = auto()
+    auto = "auto"
     """Transformer Engine where it is installed and a GPU is there, otherwise `torch`."""
-    torch = auto()
+    torch = "torch"
     """Our packed attention on torch SDPA / varlen attention."""
-    te = auto()
+    te = "te"
     """Transformer Engine."""
 
 

@@ -1,0 +1,105 @@
+"""Every hack that Megatron-core needs, most of them on a machine without a GPU, where alone they are active.
+
+Remove an entry once the oldest Megatron-core that we support no longer needs it. Version range of all: 0.16 to 0.19.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+CPU = torch.device("cpu")
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a CUDA device."""
+    return torch.cuda.is_available()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Around the first import of Megatron-core, which warns a dozen times that optional packages are not there, and
+    around construction, which warns of a deprecated setting that it makes itself.
+
+    Remove when: Megatron-core warns only of what was asked for.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _Cpu(TorchFunctionMode):
+    """Answers Megatron's questions for CUDA tensors with CPU tensors.
+
+    Symptoms: optimizer construction and gradient clipping allocate with `device="cuda"`; the optimizer sorts parameters
+    by `tensor.type()` and knows only the CUDA types; the tied embedding of a pipeline is moved with `.cuda()`.
+    Remove when: megatron.core.optimizer and language_module take the device from their tensors.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs `func` with every CUDA device replaced."""
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = CPU
+        return func(*args, **kwargs)
+
+
+def cpu_tensors() -> contextlib.AbstractContextManager[Any]:
+    """Let Megatron take CPU tensors for CUDA tensors inside; a no-op with a GPU.
+
+    Slows every torch function down: use it around construction, optimizer steps and checkpoints, not around a forward.
+    """
+    return contextlib.nullcontext() if has_gpu() else _Cpu()
+
+
+class _TorchOnCpu(ModuleType):
+    """The torch module, seen by one Megatron module, with `zeros(device="cuda")` on the CPU.
+
+    Symptom: `schedules.py` counts tokens in `torch.zeros([], device="cuda")` on each call; `_Cpu` would have to
+    surround the whole forward and backward for it.
+    Remove when: megatron.core.pipeline_parallel.schedules no longer names the device.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def zeros(*size: Any, **kwargs: Any) -> torch.Tensor:
+        """`torch.zeros` on the CPU."""
+        return torch.zeros(*size, **{**kwargs, "device": CPU})
+
+
+@contextlib.contextmanager
+def cpu_compat() -> Iterator[None]:
+    """Makes Megatron-core run without a GPU inside, and undoes all of it on exit; a no-op with a GPU.
+
+    Symptoms: Megatron passes the result of `torch.cuda.current_device()` as a device and calls
+    `torch.cuda.synchronize()` around pipeline communication; both raise without CUDA.
+    Remove when: Megatron-core asks torch.accelerator or its process groups for the device.
+    """
+    if has_gpu():
+        yield
+        return
+    with quiet():
+        from megatron.core.pipeline_parallel import schedules
+
+    with contextlib.ExitStack() as stack:
+        _replace(stack, torch.cuda, {"current_device": lambda: CPU, "synchronize": lambda device=None: None})
+        _replace(stack, schedules, {"torch": _TorchOnCpu("torch")})
+        yield
+
+
+def _replace(stack: contextlib.ExitStack, module: ModuleType, attributes: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        stack.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, value)

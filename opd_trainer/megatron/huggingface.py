@@ -1,0 +1,265 @@
+"""Weights between Megatron models and Hugging Face folders (safetensors), without loss."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from opd_trainer.errors import CheckpointError, ShapeMismatch
+from opd_trainer.megatron.build import MegatronModel, local_rules
+from opd_trainer.megatron.families.base import Layout, WeightRule, hf_shapes, shard, unshard, weight_rules
+from opd_trainer.megatron.families.registry import to_hf_config
+
+MAX_FILE_BYTES = 4 * 1024**3
+"""Size at which `save_hf_folder` starts another safetensors file."""
+
+INDEX = "model.safetensors.index.json"
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+"""What belongs to a model besides its weights and config.json."""
+
+
+def load_hf_weights(model: MegatronModel, folder: Path) -> None:
+    """Fills a model from the safetensors files of a Hugging Face folder.
+
+    Each process reads the tensors of its own pipeline stage. Weights are cast to the model's dtype.
+
+    Raises:
+        CheckpointError: there are no safetensors, or tensors are missing or unexpected.
+        ShapeMismatch: a tensor does not have the shape that the architecture asks for.
+    """
+    files = tensor_files(folder)
+    shapes = hf_shapes(model.architecture)
+    missing = sorted(set(shapes) - set(files))
+    unexpected = sorted(name for name in set(files) - set(shapes) if not _redundant(name, model))
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{folder}: weights do not fit the {model.architecture.family} model of its config.json: "
+            f"missing {_list(missing)}, unexpected {_list(unexpected)}. Check that both are of the same model"
+        )
+    with SafetensorsReader(files) as reader:
+        fill(model, reader.read)
+
+
+def fill(model: MegatronModel, read: Callable[[str], Tensor]) -> None:
+    """Fills a model from whole tensors that `read` gives by their Hugging Face name.
+
+    Raises:
+        ShapeMismatch: a tensor does not have the shape that the architecture asks for.
+    """
+    shapes, runtime = hf_shapes(model.architecture), model.runtime
+    with torch.no_grad():
+        for rule, parameter in model.parameters():
+            tensors = [read(name) for name in rule.huggingface]
+            for name, tensor in zip(rule.huggingface, tensors, strict=True):
+                if tuple(tensor.shape) != shapes[name]:
+                    raise ShapeMismatch(
+                        f"{name}: shape {tuple(tensor.shape)}: the model's config asks for {shapes[name]}. "
+                        f"Check that weights and config.json are of the same model"
+                    )
+            mine = shard(tensors, rule.layout, model.architecture, runtime.tp_rank, runtime.tp_size)
+            parameter.copy_(mine)
+
+
+def export_hf_weights(model: MegatronModel) -> Iterator[tuple[str, Tensor]]:
+    """The whole model's tensors under their Hugging Face names, one after the other, in layer order.
+
+    Collective over tensor- and pipeline-parallel ranks: each of them has to exhaust the iterator, and each gets every
+    tensor. A tensor may share memory with the live weights: copy it before the next optimizer step if it is kept.
+    """
+    mine = {rule.megatron: model.modules[chunk].get_parameter(name) for rule, name, chunk in local_rules(model)}
+    rules = weight_rules(model.architecture)
+    owners = _owners(model, set(mine), rules)
+    for rule in rules:
+        whole = _whole(model, rule, mine.get(rule.megatron), owners[rule.megatron])
+        yield from zip(rule.huggingface, whole, strict=True)
+
+
+def _owners(model: MegatronModel, mine: set[str], rules: list[WeightRule]) -> dict[str, int]:
+    """The first pipeline stage that has each parameter."""
+    stages: list[set[str]] = [mine]
+    if model.runtime.pp_size > 1:
+        stages = [set() for _ in range(model.runtime.pp_size)]
+        distributed.all_gather_object(stages, mine, group=model.runtime.pp_group)
+    return {
+        rule.megatron: next(stage for stage, names in enumerate(stages) if rule.megatron in names) for rule in rules
+    }
+
+
+def _whole(model: MegatronModel, rule: WeightRule, parameter: Tensor | None, owner: int) -> tuple[Tensor, ...]:
+    """The Hugging Face tensors of one rule, on each rank."""
+    runtime = model.runtime
+    if runtime.pp_rank != owner:
+        shapes = hf_shapes(model.architecture)
+        whole = tuple(torch.empty(shapes[name], dtype=model.dtype, device=runtime.device) for name in rule.huggingface)
+    else:
+        assert parameter is not None, "the owner has the parameter"
+        shards = [parameter.detach()]
+        if runtime.tp_size > 1 and rule.layout is not Layout.replicated:
+            shards = [torch.empty_like(shards[0]) for _ in range(runtime.tp_size)]
+            distributed.all_gather(shards, parameter.detach().contiguous(), group=runtime.tp_group)
+        whole = unshard(shards, rule.layout, model.architecture)
+    if runtime.pp_size > 1:
+        source = distributed.get_global_rank(runtime.pp_group, owner)
+        whole = tuple(tensor.contiguous() for tensor in whole)
+        for tensor in whole:
+            distributed.broadcast(tensor, source, group=runtime.pp_group)
+    return whole
+
+
+def save_hf_folder(model: MegatronModel, folder: Path, tokenizer_from: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes a model as a Hugging Face folder that transformers loads; collective like `export_hf_weights`.
+
+    Args:
+        model: what to write; the process of global rank 0 writes, the others take part in gathering.
+        folder: created if it does not exist.
+        tokenizer_from: folder whose tokenizer files are copied.
+        dtype: of the weights in the files; None keeps the model's.
+    """
+    writes = model.runtime.rank == 0
+    if writes:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {**to_hf_config(model.architecture), **_token_ids(tokenizer_from)}
+        config["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in TOKENIZER_FILES:
+            if (tokenizer_from / name).is_file() and tokenizer_from.resolve() != folder.resolve():
+                shutil.copyfile(tokenizer_from / name, folder / name)
+    writer = _Writer(folder) if writes else None
+    for name, tensor in export_hf_weights(model):
+        if writer is not None:
+            writer.add(name, tensor.to("cpu", dtype or tensor.dtype, copy=True).contiguous())
+    if writer is not None:
+        writer.finish()
+
+
+def _token_ids(folder: Path) -> dict[str, Any]:
+    """The special tokens that a config.json names, from the folder that the tokenizer comes from."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+
+
+class _Writer:
+    """Writes tensors into safetensors files of a bounded size, with an index when there is more than one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = self._total_bytes = 0
+        self._files: list[list[str]] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Takes a tensor; may write a file."""
+        size = tensor.numel() * tensor.element_size()
+        if self._pending and self._pending_bytes + size > MAX_FILE_BYTES:
+            self._flush()
+        self._pending[name] = tensor
+        self._pending_bytes += size
+        self._total_bytes += size
+
+    def finish(self) -> None:
+        """Writes what is left, and gives the files their final names."""
+        self._flush()
+        count = len(self._files)
+        index: dict[str, str] = {}
+        for number, names in enumerate(self._files, 1):
+            final = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            self._part(number).replace(self._folder / final)
+            index.update(dict.fromkeys(names, final))
+        (self._folder / INDEX).unlink(missing_ok=True)
+        if count > 1:
+            content = {"metadata": {"total_size": self._total_bytes}, "weight_map": index}
+            (self._folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"model-part-{number}.tmp"
+
+    def _flush(self) -> None:
+        from safetensors.torch import save_file
+
+        self._files.append(list(self._pending))
+        save_file(self._pending, self._part(len(self._files)), metadata={"format": "pt"})
+        self._pending, self._pending_bytes = {}, 0
+
+
+class SafetensorsReader:
+    """Reads single tensors out of several safetensors files; a context manager."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        """Takes the file of each tensor, as `tensor_files` gives it."""
+        self._files = files
+        self._open: dict[Path, Any] = {}
+
+    def __enter__(self) -> "SafetensorsReader":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for file in self._open.values():
+            file.__exit__(None, None, None)
+        self._open.clear()
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor, on the CPU."""
+        from safetensors import safe_open
+
+        path = self._files[name]
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="pt").__enter__()
+        return self._open[path].get_tensor(name)
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The safetensors file of each tensor of a Hugging Face folder, by Hugging Face name.
+
+    Raises:
+        CheckpointError: there are none, or one that the index names is not there.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {name: folder / file for name, file in names.items()}
+        absent = sorted({str(file) for file in files.values() if not file.is_file()})
+        if absent:
+            raise CheckpointError(f"{index}: names {_list(absent)}, which is not there: the download is not complete")
+        return files
+    from safetensors import safe_open
+
+    files = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            files.update(dict.fromkeys(file.keys(), path))
+    if not files:
+        raise CheckpointError(
+            f"{folder}: no .safetensors file: weights are read from safetensors only. "
+            f"Save the model again with transformers' save_pretrained"
+        )
+    return files
+
+
+def _redundant(name: str, model: MegatronModel) -> bool:
+    """Whether a file may hold this tensor although the model has no use for it."""
+    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.architecture.tie_embeddings)
+
+
+def _list(names: list[str], limit: int = 5) -> str:
+    if not names:
+        return "none"
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
