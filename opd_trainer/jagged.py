@@ -57,9 +57,7 @@ def masked_mean(values: Float[Tensor, " T"], mask: Bool[Tensor, " T"]) -> Float[
     return torch.where(mask, values, 0.0).sum() / mask.sum()
 
 
-def whiten(
-    values: Float[Tensor, " T"], mask: Bool[Tensor, " T"], epsilon: float = 1e-8
-) -> Float[Tensor, " T"]:
+def whiten(values: Float[Tensor, " T"], mask: Bool[Tensor, " T"], epsilon: float = 1e-8) -> Float[Tensor, " T"]:
     """Masked whitening over the whole axis: (x - mean) / sqrt(var + epsilon), biased variance; 0 where masked."""
     count = mask.sum().clamp_min(1)
     clean = torch.where(mask, values, 0.0)
@@ -67,3 +65,22 @@ def whiten(
     centred = torch.where(mask, clean - mean, 0.0)
     variance = centred.square().sum() / count
     return centred * torch.rsqrt(variance + epsilon)
+
+
+def sum_before(
+    values: Float[Tensor, " T"], seq: Int64[Tensor, " T"], mask: Bool[Tensor, " T"], num_sequences: int
+) -> Float[Tensor, " T"]:
+    """Sum of the unmasked values that come before each token in its own sequence; accumulated in float64."""
+    clean = torch.where(mask, values, 0.0).double()
+    before = torch.cumsum(clean, 0) - clean
+    totals = torch.zeros(num_sequences, dtype=torch.float64, device=values.device).index_add(0, seq, clean)
+    offsets = torch.cumsum(totals, 0) - totals
+    return (before - offsets[seq]).to(values.dtype)
+
+
+def rank_of(seq: Int64[Tensor, " T"], mask: Bool[Tensor, " T"], num_sequences: int) -> Int64[Tensor, " T"]:
+    """How many unmasked tokens come before each token in its own sequence."""
+    ones = mask.long()
+    before = torch.cumsum(ones, 0) - ones
+    counts = count_by(seq, mask, num_sequences)
+    return before - (torch.cumsum(counts, 0) - counts)[seq]

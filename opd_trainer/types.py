@@ -157,8 +157,8 @@ class Scores:
         """The scores of the tokens at `index`."""
         return dataclasses.replace(self, log_probs=self.log_probs[index])
 
-    def minus(self, other: "Scores") -> Float[Tensor, " T"]:
-        """Token-wise difference of log-probs.
+    def check_comparable(self, other: "Scores") -> None:
+        """Refuses to compare log-probs of different distributions.
 
         Raises:
             Incomparable: the two were computed at different temperatures.
@@ -168,6 +168,14 @@ class Scores:
                 f"log-probs of {self.model} at temperature {self.temperature} and of {other.model} at temperature "
                 f"{other.temperature} describe different distributions; their difference means nothing"
             )
+
+    def minus(self, other: "Scores") -> Float[Tensor, " T"]:
+        """Token-wise difference of log-probs.
+
+        Raises:
+            Incomparable: the two were computed at different temperatures.
+        """
+        self.check_comparable(other)
         return self.log_probs - other.log_probs
 
 
