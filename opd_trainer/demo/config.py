@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class DemoConfig:
     """Recipe of the arithmetic demo.
 
-    Paths that start with `demo:` (demo:teacher, demo:student, demo:train, demo:heldout) name what it builds; it is built
-    once per recipe, under `cache`.
+    Paths that start with `demo:` (demo:teacher, demo:student, demo:train, demo:heldout) name what it builds; it
+    is built once per recipe, under `cache`.
     """
 
     cache: str = "checkpoints"
