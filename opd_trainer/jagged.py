@@ -84,3 +84,8 @@ def rank_of(seq: Int64[Tensor, " T"], mask: Bool[Tensor, " T"], num_sequences: i
     before = torch.cumsum(ones, 0) - ones
     counts = count_by(seq, mask, num_sequences)
     return before - (torch.cumsum(counts, 0) - counts)[seq]
+
+
+def last_of(seq: Int64[Tensor, " T"], mask: Bool[Tensor, " T"], num_sequences: int) -> Bool[Tensor, " T"]:
+    """The last unmasked token of each sequence."""
+    return mask & (rank_of(seq, mask, num_sequences) == count_by(seq, mask, num_sequences)[seq] - 1)

@@ -18,6 +18,7 @@ from opd_trainer.loss.config import Correction, KlApply, LossConfig, ReferenceCo
 from opd_trainer.loss.correction import correction_weight
 from opd_trainer.loss.kl import k3, kl_estimate
 from opd_trainer.loss.policy import PolicyLoss
+from opd_trainer.loss.value import explained_variance
 from opd_trainer.metrics import Metrics
 from opd_trainer.opd.config import OpdApply, OpdConfig, StudentLogProb
 from opd_trainer.opd.metrics import advantage_share, opd_metrics, valid_tokens
@@ -132,7 +133,7 @@ class ObjectiveLoss:
             return None
         assert batch.reference is not None
         reference = torch.where(batch.mask, batch.reference.log_probs, 0.0)
-        return self.reference.kl_coef * kl_estimate(self.reference.estimator, live, reference)
+        return self.reference.kl_coef * kl_estimate(self.reference.chosen_estimator, live, reference)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -239,6 +240,8 @@ class Objective:
             metrics.put("train/kl_loss", _weighted(parts.reference_kl, weight, mask))
         if batch.old is not None:
             metrics.mean("train/approx_kl", k3(torch.where(mask, result.log_probs - batch.old.log_probs, 0.0)), mask)
+        if batch.values is not None and batch.returns is not None:
+            metrics.put("train/explained_variance", explained_variance(batch.values, batch.returns, mask))
         gap = (result.log_probs - batch.rollout.log_probs).abs()
         metrics.mean("train/rollout_log_prob_diff", gap, mask & torch.isfinite(batch.rollout.log_probs))
         return metrics.update(self._opd_metrics(batch, result, parts)) if self.opd.on else metrics
@@ -303,7 +306,7 @@ class Objective:
         batch.old.check_comparable(batch.reference)
         old = torch.where(batch.mask, batch.old.log_probs, 0.0)
         reference = torch.where(batch.mask, batch.reference.log_probs, 0.0)
-        return -self.reference.kl_coef * kl_estimate(self.reference.estimator, old, reference)
+        return -self.reference.kl_coef * kl_estimate(self.reference.chosen_estimator, old, reference)
 
     def _subtract_term(self, values: Float[Tensor, " T"], batch: TokenBatch) -> Float[Tensor, " T"]:
         """The OPD term from frozen student log-probs."""

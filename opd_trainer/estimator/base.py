@@ -35,6 +35,8 @@ class Estimator:
     """Paper and equation."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What must be scored before it is called, among "reward", "group" (several samples per prompt), "values"."""
+    has_returns: ClassVar[bool] = False
+    """Whether it gives `Advantages.returns`, into which the OPD term can be put."""
 
     loss: PolicyLoss = field(default_factory=PolicyLoss)
     """The policy loss."""

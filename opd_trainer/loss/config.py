@@ -34,13 +34,21 @@ class ReferenceConfig:
     """Coefficient of KL(student || reference), nats^-1, >= 0."""
     apply: KlApply = KlApply.loss
     """loss or reward."""
-    estimator: KlEstimator = KlEstimator.k2
-    """k1 (reward only), k2 or k3."""
+    estimator: KlEstimator | None = None
+    """k1 (reward only), k2 or k3 (loss only); null means k1 as a reward and k2 in the loss, whose gradients are both
+    that of the reverse KL."""
 
     @property
     def used(self) -> bool:
         """Whether the reference is needed at all."""
         return self.kl_coef != 0
+
+    @property
+    def chosen_estimator(self) -> KlEstimator:
+        """`estimator`, or the right one for `apply`."""
+        if self.estimator is not None:
+            return self.estimator
+        return KlEstimator.k1 if self.apply is KlApply.reward else KlEstimator.k2
 
 
 class Correction(StrEnum):

@@ -47,7 +47,8 @@ def opd_metrics(
         chosen = valid & (decile == number)
         if bool(chosen.any()):
             metrics.mean(f"opd/kl_by_position/{number}", reverse_kl, chosen)
-    last = valid & ends(batch)
+    # The EOS of the sequences that stopped by themselves.
+    last = valid & jagged.last_of(batch.seq, mask, batch.num_sequences) & ~batch.truncated[batch.seq]
     return metrics.mean("opd/eos_gap", reverse_kl, last) if bool(last.any()) else metrics
 
 
@@ -61,13 +62,6 @@ def deciles(seq: Int64[Tensor, " T"], mask: Bool[Tensor, " T"], num_sequences: i
     """Which tenth (0..9) of its sequence's unmasked tokens each unmasked token lies in."""
     count = jagged.count_by(seq, mask, num_sequences).clamp_min(1)[seq]
     return jagged.rank_of(seq, mask, num_sequences) * NUM_DECILES // count
-
-
-def ends(batch: TokenBatch) -> Bool[Tensor, " T"]:
-    """The last unmasked token of each sequence that stopped by itself: its EOS."""
-    count = jagged.count_by(batch.seq, batch.mask, batch.num_sequences)[batch.seq]
-    rank = jagged.rank_of(batch.seq, batch.mask, batch.num_sequences)
-    return batch.mask & (rank == count - 1) & ~batch.truncated[batch.seq]
 
 
 def advantage_share(base: Float[Tensor, " T"], final: Float[Tensor, " T"], valid: Bool[Tensor, " T"]) -> float:

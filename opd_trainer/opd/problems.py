@@ -1,0 +1,139 @@
+"""Settings of OPD that are known to be zero or wrong, found before anything starts."""
+
+from opd_trainer.errors import Problem
+from opd_trainer.opd.config import OpdApply, OpdConfig, OpdType, ScheduleKind, TokenWeights
+
+
+def opd_problems(opd: OpdConfig, *, estimator_whitens: bool, estimator_has_returns: bool) -> list[Problem]:
+    """What is wrong with where and how the OPD term enters."""
+    found = [*_strength(opd), *_shape(opd)]
+    if opd.only_reward and opd.type is OpdType.off:
+        found.append(
+            Problem(
+                "opd.only_reward",
+                "true with opd=off",
+                "it drops the task reward in favour of a teacher, and there is none",
+                "Set opd=megatron teacher.load=PATH, or opd.only_reward=false.",
+            )
+        )
+    if not opd.on:
+        return found
+    before = opd.apply is OpdApply.before_normalization
+    if before and not estimator_whitens:
+        found.append(
+            Problem(
+                "opd.apply",
+                "before_normalization with an estimator that does not whiten",
+                "there is no normalisation to come before, and the term would cost a scoring pass for nothing",
+                "Set opd.apply=after_normalization, or estimator.whiten=true.",
+            )
+        )
+    if opd.in_returns and not estimator_has_returns:
+        found.append(
+            Problem(
+                "opd.in_returns",
+                "true with an estimator without returns",
+                "only ppo and reinforce_plus_plus accumulate the rewards of single tokens",
+                "Set opd.in_returns=false, or estimator=reinforce_plus_plus.",
+            )
+        )
+    if opd.in_returns and estimator_whitens and not before:
+        found.append(
+            Problem(
+                "opd.in_returns",
+                "true with an estimator that whitens",
+                "whitening would subtract the mean reverse KL and make opd.kl_coef scale-free",
+                "Set estimator.whiten=false, or opd.apply=before_normalization to ask for exactly that.",
+            )
+        )
+    return found
+
+
+def temperature_problems(opd: OpdConfig, *, temperature: float) -> list[Problem]:
+    """Whether the teacher can answer at the temperature of the rollouts."""
+    if opd.type is not OpdType.sglang or temperature == 1:
+        return []
+    return [
+        Problem(
+            "rollout.temperature",
+            f"{temperature} with opd=sglang",
+            "a server gives the log-probs of a prompt at temperature 1 only, so student and teacher would describe "
+            "different distributions",
+            "Set rollout.temperature=1, or opd=megatron, whose teacher is scored at the rollouts' temperature.",
+        )
+    ]
+
+
+def _strength(opd: OpdConfig) -> list[Problem]:
+    found = []
+    if opd.kl_coef < 0:
+        found.append(
+            Problem(
+                "opd.kl_coef",
+                f"{opd.kl_coef} is negative",
+                "it would push the student away from the teacher",
+                "Set opd.kl_coef=1, or opd=off.",
+            )
+        )
+    schedule = opd.schedule
+    if schedule.kind is ScheduleKind.target_kl and (schedule.target <= 0 or schedule.horizon < 1 or opd.kl_coef == 0):
+        found.append(
+            Problem(
+                "opd.schedule.kind",
+                f"target_kl with target {schedule.target}, horizon {schedule.horizon}, opd.kl_coef {opd.kl_coef}",
+                "the controller multiplies a positive coefficient by a relative error over a number of steps",
+                "Set opd.kl_coef=1 opd.schedule.target=0.05 opd.schedule.horizon=10.",
+            )
+        )
+    decays = schedule.kind in (ScheduleKind.linear, ScheduleKind.cosine)
+    if decays and (schedule.final < 0 or (schedule.steps is not None and schedule.steps < 1)):
+        found.append(
+            Problem(
+                "opd.schedule",
+                f"final {schedule.final}, steps {schedule.steps}",
+                "a coefficient is not negative, and takes at least one step to change",
+                "Set opd.schedule.final=0 opd.schedule.steps=null.",
+            )
+        )
+    return found
+
+
+def _shape(opd: OpdConfig) -> list[Problem]:
+    found = []
+    if opd.clip is not None and opd.clip <= 0:
+        found.append(
+            Problem("opd.clip", f"{opd.clip}", "every token's term would be 0", "Set opd.clip=10, or null not to clip.")
+        )
+    if not 0 < opd.trust_alpha <= 1:
+        found.append(
+            Problem(
+                "opd.trust_alpha",
+                f"{opd.trust_alpha}",
+                "it is the teacher's share of the target; 0 leaves no teacher",
+                "Set opd.trust_alpha=1 for the plain teacher.",
+            )
+        )
+    weights = opd.weights
+    if weights.kind is TokenWeights.first_fraction and not 0 < weights.fraction <= 1:
+        found.append(
+            Problem(
+                "opd.weights.fraction",
+                f"{weights.fraction}",
+                "it is the share of each response that keeps the term",
+                "Set opd.weights.fraction=0.3.",
+            )
+        )
+    if weights.kind is TokenWeights.importance and weights.gamma < 0:
+        found.append(
+            Problem(
+                "opd.weights.gamma",
+                f"{weights.gamma}",
+                "late tokens would count more than early ones, and may get a negative weight",
+                "Set opd.weights.gamma=1.",
+            )
+        )
+    if opd.log_prob_top_k < 0:
+        found.append(
+            Problem("opd.log_prob_top_k", f"{opd.log_prob_top_k}", "it is a count", "Set opd.log_prob_top_k=0.")
+        )
+    return found
