@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import wandb
 
+from opd_trainer.errors import PreflightError
 from opd_trainer.tracking.config import TrackingConfig, WandbMode
 from opd_trainer.tracking.sink import StepRecord
 from opd_trainer.tracking.summary import Evaluated, Results, Summary
@@ -29,17 +30,24 @@ class WandbSink:
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(4), encoding="utf-8")
         self._curves = directory / "curves.png"
-        self._run = wandb.init(
-            mode=_MODES[config.wandb],
-            project=config.wandb_project,
-            group=config.wandb_group,
-            name=config.wandb_name or directory.name,
-            id=id_file.read_text(encoding="utf-8"),
-            resume="allow",
-            dir=directory,
-            config=dict(run_config),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        self._finished = False
+        try:
+            self._run = wandb.init(
+                mode=_MODES[config.wandb],
+                project=config.wandb_project,
+                group=config.wandb_group,
+                name=config.wandb_name or directory.name,
+                id=id_file.read_text(encoding="utf-8"),
+                resume="allow",
+                dir=directory,
+                config=dict(run_config),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            raise PreflightError(
+                f"tracking.wandb={config.wandb.value}: wandb did not start: {error}. "
+                "Log in (wandb login, or WANDB_API_KEY), or set tracking.wandb=offline"
+            ) from error
         # Our own axis: wandb's refuses to go back, which a resume from a checkpoint does.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -58,10 +66,13 @@ class WandbSink:
 
     def finish(self, summary: Summary) -> None:
         """The summary and the picture."""
+        self._finished = True
         self._run.summary.update(summary.to_json())
         if self._curves.exists():
             self._run.log({"curves": wandb.Image(str(self._curves))})
 
     def close(self) -> None:
-        """Flushes and ends wandb's run."""
-        self._run.finish()
+        """Ends wandb's run, as failed unless it finished, and wandb's background process with it."""
+        self._run.finish(exit_code=0 if self._finished else 1)
+        # The run's file is complete only when that process is gone.
+        wandb.teardown()
