@@ -54,7 +54,7 @@ class Config:
     steps: int = 100
     """Training steps: one batch of rollouts each."""
     output_dir: str | None = None
-    """Run directory; null makes a new one, outputs/<name>/<date-time>. In a sweep, the parent of the jobs' directories."""
+    """Run directory; null makes outputs/<name>/<date-time>. In a sweep, the parent of the jobs' directories."""
     resume: Resume = Resume.never
     """never or auto: continue the latest unfinished run with the same settings."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

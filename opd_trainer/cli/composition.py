@@ -1,0 +1,107 @@
+"""Hydra's composition as a function, so that a configuration can be looked at before Hydra runs it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from opd_trainer.cli.schema import register
+from opd_trainer.errors import ConfigError, Problem
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where options come from: conf/, its main file, and a folder of the user's own (`--config-dir`)."""
+
+    directory: Path
+    name: str = "config"
+    extra: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Composer:
+    """Composes configurations from one source."""
+
+    loader: ConfigLoader
+    source: Source
+
+    @property
+    def _repository(self) -> Any:
+        # Not in Hydra's public interface; the pin hydra-core < 1.4 keeps it in place.
+        return self.loader.repository  # pyright: ignore[reportAttributeAccessIssue]
+
+    def is_group(self, name: str) -> bool:
+        """Whether `name` is a config group."""
+        return self._repository.group_exists(name)
+
+    def options(self, group: str) -> list[str]:
+        """The options of `group`."""
+        return self._repository.get_group_options(group)
+
+    def option_file(self, group: str, option: str) -> tuple[dict[str, Any], list[tuple[str, str | None, bool]]]:
+        """What conf/<group>/<option>.yaml itself says: its keys, and its defaults as (path, option, is an override)."""
+        result = self._repository.load_config(f"{group}/{option}")
+        if result is None:
+            return {}, []
+        keys = OmegaConf.to_container(result.config, resolve=False)
+        defaults = [
+            (getattr(entry, "group", None) or entry.path, getattr(entry, "value", None), bool(entry.is_override()))
+            for entry in (result.defaults_list or [])
+        ]
+        return {str(key): value for key, value in keys.items()} if isinstance(keys, dict) else {}, defaults
+
+    def parse(self, override: str) -> Override:
+        """One override.
+
+        Raises:
+            HydraException: it does not follow Hydra's grammar.
+        """
+        return OverridesParser.create(config_loader=self.loader).parse_override(override)
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The configuration, with Hydra's own under `hydra`.
+
+        Raises:
+            ConfigError: Hydra or a YAML file has a problem.
+        """
+        extra = [f"hydra.searchpath=[{self.source.extra}]"] if self.source.extra else []
+        try:
+            return self.loader.load_configuration(
+                config_name=self.source.name, overrides=[*extra, *overrides], run_mode=RunMode.RUN, from_shell=False
+            )
+        except COMPOSITION_ERRORS as error:
+            raise ConfigError([composition_problem(error)]) from error
+
+
+def composition_problem(error: Exception) -> Problem:
+    """Hydra's complaint, in our form."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(cause, "full_key", None) or "configuration"
+    lines = [line.strip() for line in (str(error), str(cause)) for line in line.splitlines()[:1]]
+    what = "; ".join(dict.fromkeys(lines))
+    return Problem(
+        str(key), what, "Hydra cannot compose it", "`python launch.py --info defaults` shows what is combined"
+    )
+
+
+@contextmanager
+def composer(source: Source) -> Iterator[Composer]:
+    """A composer; Hydra's global state is as before afterwards."""
+    register()
+    with initialize_config_dir(str(source.directory), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        yield Composer(hydra.config_loader, source)

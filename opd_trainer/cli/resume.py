@@ -1,0 +1,86 @@
+"""Which run directory a command means: a new one, the one that the user names, or an unfinished one to continue.
+
+A run writes `run.json` into its directory: {"config_hash": ..., "status": "running" | "finished" | "failed"}.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd_trainer.config import Config
+from opd_trainer.errors import Problem
+
+NOT_OF_THE_RESULT = frozenset({"name", "output_dir", "resume", "checkpoint", "tracking"})
+"""Keys that change where and how often things are written, not what is computed."""
+RUN_FILE = "run.json"
+FINISHED = "finished"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"schema": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def config_hash(config: Config) -> str:
+    """16 hex digits; equal for two configurations that compute the same thing."""
+    relevant = {name: value for name, value in _plain(config).items() if name not in NOT_OF_THE_RESULT}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRun:
+    """What a run directory says about itself."""
+
+    directory: Path
+    config_hash: str
+    status: str
+    modified: float
+
+
+def read_run(directory: Path) -> EarlierRun | None:
+    """The run in `directory`, None where there is none."""
+    file = directory / RUN_FILE
+    try:
+        content = json.loads(file.read_text())
+        return EarlierRun(directory, content["config_hash"], content["status"], file.stat().st_mtime)
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
+        return None
+
+
+def unfinished(parent: Path, wanted: str) -> Path | None:
+    """The latest unfinished run directly under `parent` whose configuration hashes to `wanted`."""
+    runs = (read_run(file.parent) for file in parent.glob(f"*/{RUN_FILE}"))
+    mine = [run for run in runs if run is not None and run.config_hash == wanted and run.status != FINISHED]
+    return max(mine, key=lambda run: run.modified).directory if mine else None
+
+
+def named_directory_problem(directory: Path, wanted: str, continues: bool) -> Problem | None:
+    """Why a run cannot use `directory`: another one is there already."""
+    run = read_run(directory)
+    if run is None:
+        return None
+    there = f"{directory} holds a {'finished' if run.status == FINISHED else 'started'} run"
+    if not continues:
+        return Problem(
+            "output_dir",
+            there,
+            "a second run would mix its files with it",
+            "Set resume=auto to continue it, or another output_dir",
+        )
+    if run.config_hash != wanted:
+        return Problem(
+            "output_dir",
+            there,
+            "its settings differ from this command's",
+            f"Repeat its settings ({directory / 'config.yaml'}), or set another output_dir",
+        )
+    if run.status == FINISHED:
+        return Problem("output_dir", there, "there is nothing to continue", "Set another output_dir")
+    return None

@@ -1,0 +1,331 @@
+"""What a configuration as a whole must satisfy. One rule = one pure function; all problems are reported together.
+
+A rule sees the configuration and what the user named (the demo's own settings do not count as named). Rules of
+`ALWAYS` hold for every task, those of `TRAINING` for task=train.
+"""
+
+from collections.abc import Callable, Iterator
+
+from opd_trainer.cli.named import Named
+from opd_trainer.cluster.config import InProcessCluster, RayCluster
+from opd_trainer.config import Config
+from opd_trainer.errors import CheckpointError, Problem
+from opd_trainer.estimator.none import NoEstimator
+from opd_trainer.estimator.problems import estimator_problems
+from opd_trainer.loss.problems import loss_problems, policy_loss_problems, reference_problems
+from opd_trainer.model.folder import inspect
+from opd_trainer.opd.config import OpdType, ScheduleKind
+from opd_trainer.opd.problems import opd_problems, temperature_problems
+from opd_trainer.task.config import SftTask, TrainTask
+from opd_trainer.teacher.config import SglangExternalTeacher, TeacherConfig
+
+Rule = Callable[[Config, Named], Iterator[Problem]]
+DEMO_PREFIX = "demo:"
+
+
+def teachers(config: Config) -> Iterator[tuple[str, TeacherConfig]]:
+    """Every teacher with its dotted key."""
+    yield "teacher", config.teacher
+    for name, teacher in config.teachers.items():
+        yield f"teachers.{name}", teacher
+
+
+def is_server(teacher: TeacherConfig) -> bool:
+    """Whether the teacher is reached over HTTP."""
+    return isinstance(teacher, SglangExternalTeacher)
+
+
+def opd_type_is_chosen(config: Config, named: Named) -> Iterator[Problem]:
+    """OPD is on, but nobody said where the teacher's log-probs come from."""
+    unnamed = named.use_opd and not {"opd", "opd.type"} & named.keys
+    if config.opd.type is None or unnamed:
+        yield Problem(
+            "opd.type",
+            "not chosen while OPD is on",
+            "the teacher's log-probs can come from a Megatron model or from an SGLang server",
+            "Set opd=megatron (with teacher.load=DIR), opd=sglang (with teacher.url=URL), or opd=off",
+        )
+
+
+def megatron_teacher_has_weights(config: Config, named: Named) -> Iterator[Problem]:
+    """opd=megatron without teacher.load."""
+    if config.opd.type is not OpdType.megatron:
+        return
+    for key, teacher in teachers(config):
+        if not is_server(teacher) and teacher.load is None:
+            yield Problem(
+                f"{key}.load",
+                "null with opd=megatron",
+                "the teacher is a Megatron model and has no weights to load",
+                f"Set {key}.load=DIR (a Hugging Face folder or a torch_dist checkpoint), "
+                "or opd=sglang with teacher=sglang_external and teacher.url=URL",
+            )
+
+
+def server_teacher_loads_nothing(config: Config, named: Named) -> Iterator[Problem]:
+    """opd=sglang with teacher.load set."""
+    if config.opd.type is not OpdType.sglang:
+        return
+    for key, teacher in teachers(config):
+        if teacher.load is not None and f"{key}.load" in named:
+            yield Problem(
+                f"{key}.load",
+                f"{teacher.load!r} with opd=sglang",
+                "the server has loaded its own weights, this path would never be read",
+                f"Drop {key}.load, or set opd=megatron to load it here",
+            )
+
+
+def unused_teacher(config: Config, named: Named) -> Iterator[Problem]:
+    """A teacher is named, but OPD is off."""
+    if config.opd.type is not OpdType.off:
+        return
+    for key, teacher in teachers(config):
+        for name in ("load", "url"):
+            value = getattr(teacher, name)
+            if value is not None and f"{key}.{name}" in named:
+                yield Problem(
+                    f"{key}.{name}",
+                    f"{value!r} with opd=off",
+                    "the teacher would never be asked",
+                    f"Set opd={'megatron' if name == 'load' else 'sglang'}, or drop {key}.{name}",
+                )
+
+
+def server_has_url(config: Config, named: Named) -> Iterator[Problem]:
+    """opd=sglang without teacher.url."""
+    if config.opd.type is not OpdType.sglang:
+        return
+    for key, teacher in teachers(config):
+        if teacher.url is None:
+            yield Problem(
+                f"{key}.url",
+                "null with opd=sglang",
+                "there is no server to ask",
+                f"Set {key}.url=http://HOST:PORT",
+            )
+
+
+def placement_fits_type(config: Config, named: Named) -> Iterator[Problem]:
+    """The teacher's placement and opd.type contradict each other."""
+    for key, teacher in teachers(config):
+        choose = "teacher=" if key == "teacher" else f"+teacher@{key}="
+        if config.opd.type is OpdType.megatron and is_server(teacher):
+            yield Problem(
+                key,
+                "a server with opd=megatron",
+                "opd=megatron asks a Megatron model",
+                f"Set {choose}resident with {key}.load=DIR, or opd=sglang",
+            )
+        if config.opd.type is OpdType.sglang and not is_server(teacher):
+            yield Problem(
+                key,
+                "a Megatron model with opd=sglang",
+                "opd=sglang asks a server",
+                f"Set {choose}sglang_external with {key}.url=URL, or opd=megatron",
+            )
+        if config.opd.type is OpdType.megatron and teacher.url is not None and f"{key}.url" in named:
+            yield Problem(
+                f"{key}.url",
+                f"{teacher.url!r} with opd=megatron",
+                "a Megatron teacher has no server",
+                f"Drop {key}.url, or set opd=sglang {choose}sglang_external",
+            )
+
+
+def server_teacher_is_built(config: Config, named: Named) -> Iterator[Problem]:
+    """This version has no client for server teachers."""
+    if config.opd.type is OpdType.sglang:
+        yield Problem("opd.type", "sglang", "this version has no server teacher", "Set opd=megatron teacher=resident")
+
+
+def algorithm(config: Config, named: Named) -> Iterator[Problem]:
+    """What the algorithms themselves know to be zero or wrong."""
+    estimator, opd = config.estimator, config.opd
+    yield from opd_problems(opd, estimator_whitens=estimator.whiten, estimator_has_returns=estimator.has_returns)
+    yield from temperature_problems(opd, temperature=config.rollout.temperature)
+    yield from estimator_problems(
+        estimator,
+        config.reference,
+        samples_per_prompt=config.rollout.samples_per_prompt,
+        # An undecided type has a message of its own.
+        opd_on=opd.on or opd.type is None,
+    )
+    yield from policy_loss_problems(estimator.loss)
+    yield from reference_problems(config.reference)
+    yield from loss_problems(config.loss)
+
+
+def distillation_alone_has_strength(config: Config, named: Named) -> Iterator[Problem]:
+    """Without a task reward, a teacher whose coefficient is always 0 teaches nothing."""
+    opd = config.opd
+    rewardless = isinstance(config.estimator, NoEstimator) or opd.only_reward
+    if opd.on and rewardless and opd.kl_coef == 0 and opd.schedule.kind is ScheduleKind.constant:
+        yield Problem(
+            "opd.kl_coef",
+            f"0 with {'opd.only_reward=true' if opd.only_reward else 'estimator=none'}",
+            "neither the task reward nor the teacher would reach the student",
+            "Set opd.kl_coef=1.0, or estimator=grpo opd.only_reward=false",
+        )
+
+
+def temperature_is_positive(config: Config, named: Named) -> Iterator[Problem]:
+    """Log-probs are those of logits / temperature."""
+    if config.rollout.temperature <= 0:
+        yield Problem(
+            "rollout.temperature",
+            str(config.rollout.temperature),
+            "training divides logits by it, and greedy responses teach nothing about probabilities",
+            "Set rollout.temperature=1.0 (eval.temperature=0 is greedy evaluation)",
+        )
+
+
+def training_data(config: Config, named: Named) -> Iterator[Problem]:
+    """There are prompts to train on."""
+    if isinstance(config.task, TrainTask | SftTask) and config.data.path is None:
+        yield Problem("data.path", "null", "there are no prompts to train on", "Set data.path=FILE.jsonl")
+
+
+def evaluation_data(config: Config, named: Named) -> Iterator[Problem]:
+    """Every evaluation set has a file."""
+    for name, dataset in config.eval.datasets.items():
+        if dataset.path is None:
+            yield Problem(
+                f"eval.datasets.{name}.path",
+                "null",
+                "there are no prompts to evaluate on",
+                f"Set eval.datasets.{name}.path=FILE.jsonl",
+            )
+
+
+def demo_paths(config: Config, named: Named) -> Iterator[Problem]:
+    """`demo:` paths exist only where the demo's recipe is."""
+    if config.demo is not None:
+        return
+    paths = {"model.load": config.model.load, "data.path": config.data.path, "reference.load": config.reference.load}
+    paths |= {f"{key}.load": teacher.load for key, teacher in teachers(config)}
+    paths |= {f"eval.datasets.{name}.path": data.path for name, data in config.eval.datasets.items()}
+    for key, path in paths.items():
+        if path is not None and path.startswith(DEMO_PREFIX):
+            yield Problem(
+                key, repr(path), "only the demo's experiment builds it", "Set experiment=arithmetic, or a path"
+            )
+
+
+def checkpoints_exist(config: Config, named: Named) -> Iterator[Problem]:
+    """Every path that a model is to be loaded from holds a checkpoint."""
+    loads: list[tuple[str, str | None, int | None]] = [("model", config.model.load, config.model.ckpt_step)]
+    if isinstance(config.task, TrainTask):
+        if config.opd.type is OpdType.megatron:
+            loads += [(key, teacher.load, teacher.ckpt_step) for key, teacher in teachers(config)]
+        if config.reference.used:
+            loads.append(("reference", config.reference.load, None))
+    for key, path, ckpt_step in loads:
+        if path is None or path.startswith(DEMO_PREFIX):
+            continue
+        try:
+            inspect(path, ckpt_step)
+        except CheckpointError as error:
+            what, _, rest = str(error).removeprefix(f"{path}: ").partition(": ")
+            why, _, fix = rest.rpartition(". ")
+            yield Problem(f"{key}.load", f"{path}: {what}", why, fix)
+
+
+def student_has_tokenizer(config: Config, named: Named) -> Iterator[Problem]:
+    """Text needs a tokenizer, which comes from the model's folder."""
+    if config.model.load is None and config.model.huggingface is None:
+        yield Problem(
+            "model.load",
+            "null",
+            "there are no weights and no tokenizer",
+            "Set model.load=DIR, or model.huggingface=DIR to train from scratch with the tokenizer in there",
+        )
+
+
+def layout_fits_cluster(config: Config, named: Named) -> Iterator[Problem]:
+    """Tensor x pipeline x context parallel ranks must divide the workers."""
+    layout = config.megatron
+    model_parallel = layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
+    sizes = f"megatron.tensor_parallel x pipeline_parallel x context_parallel = {model_parallel}"
+    if isinstance(config.cluster, InProcessCluster) and model_parallel > 1:
+        yield Problem(
+            "cluster",
+            f"inprocess with {sizes}",
+            "one process is one rank",
+            f"Set cluster=ray cluster.num_workers={model_parallel}",
+        )
+    if isinstance(config.cluster, RayCluster) and (model_parallel < 1 or config.cluster.num_workers % model_parallel):
+        yield Problem(
+            "cluster.num_workers",
+            f"{config.cluster.num_workers} with {sizes}",
+            "the ranks of one model must divide the workers",
+            f"Set cluster.num_workers to a multiple of {model_parallel}",
+        )
+
+
+def ranges(config: Config, named: Named) -> Iterator[Problem]:
+    """Numbers that have a smallest sensible value."""
+    rollout, layout, optimizer = config.rollout, config.megatron, config.megatron.optimizer
+    at_least: list[tuple[str, float, float]] = [
+        ("steps", config.steps, 0),
+        ("checkpoint.every", config.checkpoint.every, 0),
+        ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("rollout.prompts_per_step", rollout.prompts_per_step, 1),
+        ("rollout.samples_per_prompt", rollout.samples_per_prompt, 1),
+        ("rollout.max_prompt_tokens", rollout.max_prompt_tokens, 1),
+        ("rollout.max_response_tokens", rollout.max_response_tokens, 1),
+        ("rollout.top_k", rollout.top_k, 0),
+        ("rollout.bucket_bytes", rollout.bucket_bytes, 1),
+        ("megatron.tensor_parallel", layout.tensor_parallel, 1),
+        ("megatron.pipeline_parallel", layout.pipeline_parallel, 1),
+        ("megatron.context_parallel", layout.context_parallel, 1),
+        ("megatron.expert_parallel", layout.expert_parallel, 1),
+        ("megatron.max_tokens_per_device", layout.max_tokens_per_device, 1),
+        ("megatron.log_prob_chunk_tokens", layout.log_prob_chunk_tokens, 1),
+        ("megatron.optimizer.lr", optimizer.lr, 0),
+        ("megatron.optimizer.weight_decay", optimizer.weight_decay, 0),
+        ("megatron.optimizer.warmup_steps", optimizer.warmup_steps, 0),
+        ("megatron.optimizer.clip_grad", optimizer.clip_grad, 0),
+        ("eval.every", config.eval.every, 0),
+        ("eval.samples_per_prompt", config.eval.samples_per_prompt, 1),
+        ("eval.temperature", config.eval.temperature, 0),
+    ]
+    for key, value, smallest in at_least:
+        if not value >= smallest:
+            yield Problem(
+                key, str(value), f"the smallest value that makes sense is {smallest}", f"Set {key}={smallest} or more"
+            )
+    if not 0 < rollout.top_p <= 1:
+        yield Problem(
+            "rollout.top_p", str(rollout.top_p), "it is a probability mass in (0, 1]", "Set rollout.top_p=1.0"
+        )
+
+
+ALWAYS: tuple[Rule, ...] = (
+    training_data,
+    evaluation_data,
+    demo_paths,
+    checkpoints_exist,
+    student_has_tokenizer,
+    layout_fits_cluster,
+    ranges,
+)
+TRAINING: tuple[Rule, ...] = (
+    opd_type_is_chosen,
+    megatron_teacher_has_weights,
+    server_teacher_loads_nothing,
+    unused_teacher,
+    server_has_url,
+    placement_fits_type,
+    algorithm,
+    distillation_alone_has_strength,
+    temperature_is_positive,
+)
+
+
+def validate(config: Config, named: Named) -> list[Problem]:
+    """Every problem that the rules find; what this version lacks is told only where nothing else is wrong."""
+    training = isinstance(config.task, TrainTask)
+    rules = (*TRAINING, *ALWAYS) if training else ALWAYS
+    problems = [problem for rule in rules for problem in rule(config, named)]
+    return problems or (list(server_teacher_is_built(config, named)) if training else [])
