@@ -1,6 +1,6 @@
 """`curves.png`: what a run did, on one page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,43 +59,8 @@ def series(rows: Sequence[Row], name: str, offset: int) -> Series:
     return Series(points[:, 0], points[:, 1])
 
 
-def draw(rows: Sequence[Row], results: Results, title: str) -> Figure:
-    """Six panels: reward, held-out accuracy, reverse KL, response length, entropy, step time."""
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    axes = figure.subplots(2, 3)
-    _line(
-        axes[0, 0], series(rows, "rollout/reward", 0), title="Reward", unit="mean over the step's samples", colour=BLUE
-    )
-    _accuracy(axes[0, 1], rows, results)
-    _reverse_kl(axes[0, 2], rows, results)
-    _length(axes[1, 0], rows)
-    _line(
-        axes[1, 1],
-        series(rows, "rollout/entropy", 0),
-        title="Entropy of the student",
-        unit="nats per token",
-        colour=PURPLE,
-    )
-    _step_time(axes[1, 2], rows)
-    for panel in axes.flat:
-        panel.set_xlabel("optimizer steps done")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _heading(axes: Axes, title: str, unit: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11)
+def _line(axes: Axes, data: Series, *, unit: str, colour: str, label: str | None = None) -> None:
     axes.set_ylabel(unit)
-
-
-def _line(axes: Axes, data: Series, *, title: str, unit: str, colour: str, label: str | None = None) -> None:
-    _heading(axes, title, unit)
-    if not data:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
-        return
     noisy = len(data.x) > SMOOTH_ABOVE
     axes.plot(data.x, data.y, color=colour, alpha=0.3 if noisy else 1.0, lw=1.2, label=None if noisy else label)
     if noisy:
@@ -104,7 +69,7 @@ def _line(axes: Axes, data: Series, *, title: str, unit: str, colour: str, label
 
 
 def _accuracy(axes: Axes, rows: Sequence[Row], results: Results) -> None:
-    _heading(axes, "Held-out accuracy", "pass@1")
+    axes.set_ylabel("pass@1")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     names = {
         name.split("/")[1] for row in rows for name in row if name.startswith("eval/") and name.endswith("/pass@1")
@@ -119,8 +84,15 @@ def _accuracy(axes: Axes, rows: Sequence[Row], results: Results) -> None:
                 points[x] = results.evaluation[who][dataset]
         steps = sorted(points)
         axes.plot(steps, [points[x] for x in steps], "o-", color=colour, ms=5, label=f"student, {dataset}")
-        for x, side, above in ((min(steps), "left", 8), (max(steps), "right", -16)) if steps else ():
-            axes.annotate(f"{points[x]:.1%}", (x, points[x]), (0, above), textcoords="offset points", ha=side)
+        for x, side in ((min(steps), "left"), (max(steps), "right")) if steps else ():
+            axes.annotate(
+                f"{points[x]:.1%}",
+                (x, points[x]),
+                (0, -17),
+                textcoords="offset points",
+                ha=side,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
+            )
         teacher = results.evaluation.get(Evaluated.teacher, {}).get(dataset)
         if teacher is not None:
             axes.axhline(teacher, color=colour, ls="--", lw=1.2, label=f"teacher, {dataset}: {teacher:.1%}")
@@ -131,7 +103,7 @@ def _accuracy(axes: Axes, rows: Sequence[Row], results: Results) -> None:
 
 def _reverse_kl(axes: Axes, rows: Sequence[Row], results: Results) -> None:
     data = series(rows, "opd/reverse_kl", 0)
-    _line(axes, data, title="Reverse KL to the teacher", unit="nats per token", colour=RED, label="training samples")
+    _line(axes, data, unit="nats per token", colour=RED, label="training samples")
     ends = {Evaluated.before: 0.0, Evaluated.after: rows[-1]["step"] + 1.0 if rows else 0.0}
     held_out = [(x, results.reverse_kl[who]) for who, x in ends.items() if who in results.reverse_kl]
     if held_out:
@@ -144,11 +116,10 @@ def _reverse_kl(axes: Axes, rows: Sequence[Row], results: Results) -> None:
         axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
 
 
-def _length(axes: Axes, rows: Sequence[Row]) -> None:
+def _length(axes: Axes, rows: Sequence[Row], results: Results) -> None:
     _line(
         axes,
         series(rows, "rollout/response_length/mean", 0),
-        title="Response length",
         unit="tokens",
         colour=GREEN,
         label="mean",
@@ -160,11 +131,9 @@ def _length(axes: Axes, rows: Sequence[Row]) -> None:
         axes.legend(loc="best", fontsize=9, framealpha=0.9)
 
 
-def _step_time(axes: Axes, rows: Sequence[Row]) -> None:
-    _heading(axes, "Step time", "seconds")
+def _step_time(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+    axes.set_ylabel("seconds")
     rows = [row for row in rows if row.get("perf/step_time") is not None]
-    if not rows:
-        return
     x = np.asarray([row["step"] + 1 for row in rows], dtype=float)
     parts = {phase: np.asarray([row.get(phase.metric) or 0.0 for row in rows]) for phase in Phase}
     total = np.asarray([row["perf/step_time"] for row in rows])
@@ -178,6 +147,79 @@ def _step_time(axes: Axes, rows: Sequence[Row]) -> None:
     # One slow step (the first compiles and warms up) must not flatten the others.
     axes.set_ylim(0, max(float(np.percentile(total, 98)) * 1.45, 1e-3))
     axes.legend(loc="upper right", fontsize=9, framealpha=0.9, ncols=2, title="mean per step", title_fontsize=9)
+
+
+def _reward(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+    _line(axes, series(rows, "rollout/reward", 0), unit="mean over the step's samples", colour=BLUE)
+
+
+def _entropy(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+    for name in ENTROPY:
+        if data := series(rows, name, 0):
+            _line(axes, data, unit="nats per token", colour=PURPLE)
+
+
+def _loss(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+    _line(axes, series(rows, "train/loss", 0), unit="loss of the step", colour=BLUE)
+
+
+ENTROPY = ("rollout/entropy", "train/entropy")
+"""Of sampled responses, or of the responses of a dataset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One of the plots on the page.
+
+    Attributes:
+        title: above it.
+        draw: fills the axes.
+        metrics: what the names of the metrics that it shows begin with.
+        held_out: it shows held-out results too.
+    """
+
+    title: str
+    draw: Callable[[Axes, Sequence[Row], Results], None]
+    metrics: tuple[str, ...]
+    held_out: Callable[[Results], bool] = lambda results: False
+
+    def has_data(self, names: Set[str], results: Results) -> bool:
+        """Whether the run has measured anything of it."""
+        return any(name.startswith(self.metrics) for name in names) or self.held_out(results)
+
+
+MAX_PANELS = 6
+PANELS = (
+    Panel("Reward", _reward, ("rollout/reward",)),
+    Panel("Held-out accuracy", _accuracy, ("eval/",), lambda results: bool(results.evaluation)),
+    Panel("Reverse KL to the teacher", _reverse_kl, ("opd/reverse_kl",), lambda results: bool(results.reverse_kl)),
+    Panel("Response length", _length, ("rollout/response_length/mean",)),
+    Panel("Entropy of the student", _entropy, ENTROPY),
+    Panel("Step time", _step_time, ("perf/step_time",)),
+    Panel("Loss", _loss, ("train/loss",)),
+)
+"""In reading order; the loss of a policy gradient says least, and comes where there is room."""
+
+
+def draw(rows: Sequence[Row], results: Results, title: str) -> Figure:
+    """A panel for each of `PANELS` that has data, at most `MAX_PANELS` of them."""
+    names = {name for row in rows for name, value in row.items() if value is not None}
+    chosen = [panel for panel in PANELS if panel.has_data(names, results)][:MAX_PANELS]
+    columns = 3 if len(chosen) > 4 else 2
+    num_rows = max(-(-len(chosen) // columns), 1)
+    figure = Figure(figsize=(5 * columns, 4 * num_rows), layout="constrained")
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    axes = figure.subplots(num_rows, columns, squeeze=False).flatten()
+    for panel, place in zip(chosen, axes, strict=False):
+        panel.draw(place, rows, results)
+        place.set_title(panel.title, loc="left", fontsize=11)
+        place.set_xlabel("optimizer steps done")
+        place.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        place.grid(alpha=0.25)
+        place.spines[["top", "right"]].set_visible(False)
+    for place in axes[len(chosen) :]:
+        place.set_visible(False)
+    return figure
 
 
 @dataclass(slots=True)

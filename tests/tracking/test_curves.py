@@ -81,9 +81,34 @@ def test_step_time_is_stacked_up_to_the_whole() -> None:
     ]
 
 
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+
+
+def test_a_panel_for_everything_that_was_measured() -> None:
+    everything = [
+        "Reward",
+        "Held-out accuracy",
+        "Reverse KL to the teacher",
+        "Response length",
+        "Entropy of the student",
+        "Step time",
+    ]
+    assert titles(draw(rows(3, **{"train/loss": 0.1}), RESULTS, "t")) == everything
+    without_teacher = draw(rows(3, **{"train/loss": 0.1, "opd/reverse_kl": None}), Results(), "t")
+    assert titles(without_teacher) == ["Reward", "Response length", "Entropy of the student", "Step time", "Loss"]
+
+
+def test_supervised_steps_show_what_they_have() -> None:
+    lines = [{"step": step, "train/loss": 1.0, "train/entropy": 0.5, "eval/heldout/pass@1": 0.1} for step in range(3)]
+    figure = draw(lines, Results(), "t")
+    assert titles(figure) == ["Held-out accuracy", "Entropy of the student", "Loss"]
+    assert panel(figure, "Entropy of the student").get_lines()[0].get_ydata().tolist() == [0.5, 0.5, 0.5]
+
+
 def test_a_run_without_a_single_step_can_be_drawn() -> None:
-    figure = draw([], Results(), "t")
-    assert len(figure.axes) == 6
+    assert titles(draw([], RESULTS, "t")) == ["Held-out accuracy", "Reverse KL to the teacher"]
+    assert titles(draw([], Results(), "t")) == []
 
 
 def tracker_for(directory: Path, every: int) -> Tracker:
