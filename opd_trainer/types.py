@@ -78,13 +78,27 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How responses are drawn. `temperature` 0 is greedy."""
+    """How responses are drawn. `temperature` 0 is greedy; `log_prob_top_k` > 0 asks for `Sample.topk`."""
 
     temperature: float
     top_p: float
     top_k: int
     max_response_tokens: int
     stop_token_ids: tuple[int, ...]
+    log_prob_top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopK:
+    """The k likeliest tokens at each of R positions, likeliest first.
+
+    Attributes:
+        ids: i64[R, k].
+        log_probs: f32[R, k].
+    """
+
+    ids: Tensor
+    log_probs: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +132,8 @@ class Sample:
         reward_parts: the parts of a composite reward, and its failure if it failed.
         teacher_log_probs: f32[R] of a server teacher (NaN = unknown); None when no server teacher scored it.
         teacher_status: what became of that scoring.
+        topk: the engine's candidates at each response position; None unless asked for.
+        teacher_topk: those of a server teacher; None unless asked for, or where its scoring failed.
     """
 
     prompt: Prompt
@@ -131,6 +147,8 @@ class Sample:
     reward_parts: Mapping[str, float] = field(default_factory=dict)
     teacher_log_probs: Tensor | None = None
     teacher_status: ScoreStatus = ScoreStatus.ok
+    topk: TopK | None = None
+    teacher_topk: TopK | None = None
 
     def replace(self, **changes: Any) -> "Sample":
         """A copy with some fields changed."""
