@@ -1,0 +1,184 @@
+"""What a checkpoint path holds, and the config and tokenizer of a Hugging Face folder."""
+
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opd_trainer.errors import CheckpointError
+from opd_trainer.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LATEST = "latest_checkpointed_iteration.txt"
+ITERATION = re.compile(r"iter_(\d{7,})")
+TOKENIZER_MARKERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+class CheckpointKind(StrEnum):
+    """Formats that models are loaded from."""
+
+    huggingface = auto()
+    """config.json beside safetensors files."""
+    torch_dist = auto()
+    """Megatron-core's sharded checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that is there.
+
+    Attributes:
+        kind: its format.
+        path: the folder that holds the weights themselves, also when a parent of it was given.
+        step: optimizer step, None where the format has none.
+    """
+
+    kind: CheckpointKind
+    path: Path
+    step: int | None = None
+
+
+def inspect(path: str | Path, ckpt_step: int | None = None) -> Checkpoint:
+    """Finds out what a path holds; understands `iter_0000100` as well as the folder above it.
+
+    Args:
+        path: a Hugging Face folder, a torch_dist checkpoint, or a folder of `iter_*` checkpoints.
+        ckpt_step: which of a folder's checkpoints; None takes the latest.
+
+    Raises:
+        CheckpointError: the path is missing, holds no checkpoint, or not that of `ckpt_step`.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no such folder: no model can be loaded from it. Check the path's spelling")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: this is a file: models are loaded from folders. Name the folder that holds it")
+    # Before config.json, which a torch_dist checkpoint of ours has as well.
+    if _is_torch_dist(folder):
+        named = ITERATION.fullmatch(folder.name)
+        step = int(named.group(1)) if named else None
+        if ckpt_step not in (None, step):
+            raise CheckpointError(
+                f"{folder}: this is the checkpoint of step {step}, but ckpt_step is {ckpt_step}: only one can be meant. "
+                f"Name the folder above it, or leave ckpt_step out"
+            )
+        return Checkpoint(CheckpointKind.torch_dist, folder, step)
+    if (folder / "config.json").is_file():
+        _refuse_step(folder, ckpt_step)
+        return Checkpoint(CheckpointKind.huggingface, folder)
+    return _from_parent(folder, ckpt_step)
+
+
+def _refuse_step(folder: Path, ckpt_step: int | None) -> None:
+    if ckpt_step is not None:
+        raise CheckpointError(
+            f"{folder}: a Hugging Face folder, but ckpt_step is {ckpt_step}: it holds no steps to choose from. "
+            f"Leave ckpt_step out"
+        )
+
+
+def _is_torch_dist(folder: Path) -> bool:
+    return (folder / ".metadata").is_file() or (folder / "metadata.json").is_file()
+
+
+def _from_parent(folder: Path, ckpt_step: int | None) -> Checkpoint:
+    steps = {int(match.group(1)): child for child in folder.iterdir() if (match := ITERATION.fullmatch(child.name))}
+    steps = {step: child for step, child in steps.items() if _is_torch_dist(child)}
+    if not steps:
+        raise CheckpointError(
+            f"{folder}: holds no checkpoint: neither config.json with safetensors (Hugging Face), nor .metadata "
+            f"(torch_dist), nor a folder iter_*. It has {_listing(folder)}. Name the folder that holds the weights"
+        )
+    marker = folder / LATEST
+    latest = max(steps)
+    if marker.is_file() and marker.read_text(encoding="utf-8").strip().isdigit():
+        latest = int(marker.read_text(encoding="utf-8"))
+    step = latest if ckpt_step is None else ckpt_step
+    if step not in steps:
+        found = ", ".join(str(number) for number in sorted(steps))
+        raise CheckpointError(f"{folder}: no checkpoint of step {step}: it has {found}. Set ckpt_step to one of them")
+    return Checkpoint(CheckpointKind.torch_dist, steps[step], step)
+
+
+def _listing(folder: Path, limit: int = 5) -> str:
+    names = sorted(child.name for child in folder.iterdir())
+    if not names:
+        return "nothing in it"
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def huggingface_folder(settings: ModelConfig) -> Path:
+    """The folder with a model's config.json and tokenizer.
+
+    Raises:
+        CheckpointError: neither `load` nor `huggingface` is one.
+    """
+    if settings.huggingface is not None:
+        folder = Path(settings.huggingface).expanduser()
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder: config.json and tokenizer come from it. Check the path")
+        return folder
+    if settings.load is not None:
+        checkpoint = inspect(settings.load, settings.ckpt_step)
+        if checkpoint.kind is CheckpointKind.huggingface or _has_tokenizer(checkpoint.path):
+            return checkpoint.path
+    raise CheckpointError(
+        f"model: load={settings.load!r} brings neither config.json nor a tokenizer: the shape and the vocabulary are "
+        f"unknown without. Set model.huggingface to a folder that has both"
+    )
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json.
+
+    Raises:
+        CheckpointError: it is missing or is no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: has no config.json: the model's shape is unknown. Name a Hugging Face folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: is no JSON ({error}): the model's shape is unknown. Download it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: is no JSON object: the model's shape is unknown. Download it again")
+    return config
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """A folder's tokenizer; never runs code from the folder and never asks the network.
+
+    Raises:
+        CheckpointError: there is none, or transformers cannot read it.
+    """
+    if not _has_tokenizer(folder):
+        raise CheckpointError(f"{folder}: has no tokenizer: prompts cannot be turned into ids. Copy the model's files to it")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot read the tokenizer: {error}. Save it again") from error
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_MARKERS)
+
+
+def eos_token_ids(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Tokens that end a response: those of generation_config.json, of config.json, and the tokenizer's own; sorted."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+    own = tokenizer.eos_token_id
+    if isinstance(own, int):
+        found.add(own)
+    return tuple(sorted(found))
