@@ -301,6 +301,8 @@ def _transformer_config(
         sequence_parallel=megatron.sequence_parallel,
         # Micro-batches differ in length, and pipeline stages must tell each other how much.
         variable_seq_lengths=megatron.pipeline_parallel > 1,
+        # There are no experts, but Megatron refuses its own default here together with variable lengths.
+        moe_token_dispatcher_type="alltoall",
         # `initialize` draws the weights; on the CPU buffers must not be asked of a GPU.
         perform_initialization=False,
         use_cpu_initialization=not has_gpu(),
