@@ -6,15 +6,17 @@ is asked for, and every call has a time limit.
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray import exceptions
 
 from opd_trainer.cluster.rendezvous import free_port
 from opd_trainer.errors import OpdError, PreflightError, WorkerError
@@ -85,7 +87,7 @@ class RaySession:
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 configure_logging=False,
                 _temp_dir=self._temp_dir,
             )
@@ -227,7 +229,7 @@ class RayGroup:
                 )
             await asyncio.sleep(0.05)
 
-    def _shortage(self, resources: dict[str, float]) -> str:
+    def _shortage(self, resources: Mapping[str, float]) -> str:
         return " and ".join(
             f"{self._size} workers of {amount:g} {kind} need {self._size * amount:g}, and there are "
             f"{resources.get(kind, 0):g}"
@@ -241,11 +243,11 @@ class RayGroup:
         except TimeoutError as error:
             self._broken = True
             raise WorkerError(f"{self._name}: no answer to {method} within {self._timeout_s:g} s") from error
-        except ray.exceptions.RayTaskError as error:
+        except exceptions.RayTaskError as error:
             self._broken = True
             if isinstance(error.cause, OpdError):
                 raise error.cause from error
             raise WorkerError(f"{self._name}: a worker failed in {method}: {error}") from error
-        except ray.exceptions.RayError as error:
+        except exceptions.RayError as error:
             self._broken = True
             raise WorkerError(f"{self._name}: a worker died in {method}: {error}") from error

@@ -121,6 +121,23 @@ def _whole(model: MegatronModel, rule: WeightRule, parameter: Tensor | None, own
     return whole
 
 
+def describe(model: MegatronModel, folder: Path, tokenizer_from: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes what a model needs besides its weights: config.json, and the tokenizer files of another folder.
+
+    Args:
+        model: gives the config.
+        folder: exists.
+        tokenizer_from: folder whose tokenizer files are copied.
+        dtype: that the config names; None is the model's.
+    """
+    config = {**to_hf_config(model.architecture), **_token_ids(tokenizer_from)}
+    config["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in TOKENIZER_FILES:
+        if (tokenizer_from / name).is_file() and tokenizer_from.resolve() != folder.resolve():
+            shutil.copyfile(tokenizer_from / name, folder / name)
+
+
 def save_hf_folder(model: MegatronModel, folder: Path, tokenizer_from: Path, dtype: torch.dtype | None = None) -> None:
     """Writes a model as a Hugging Face folder that transformers loads; collective like `export_hf_weights`.
 
@@ -133,12 +150,7 @@ def save_hf_folder(model: MegatronModel, folder: Path, tokenizer_from: Path, dty
     writes = model.runtime.rank == 0
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
-        config = {**to_hf_config(model.architecture), **_token_ids(tokenizer_from)}
-        config["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in TOKENIZER_FILES:
-            if (tokenizer_from / name).is_file() and tokenizer_from.resolve() != folder.resolve():
-                shutil.copyfile(tokenizer_from / name, folder / name)
+        describe(model, folder, tokenizer_from, dtype)
     writer = _Writer(folder) if writes else None
     for name, tensor in export_hf_weights(model):
         if writer is not None:

@@ -1,0 +1,125 @@
+"""The student behind the controller: shards batches over Megatron workers and puts their results together."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_trainer.errors import OpdError
+from opd_trainer.megatron.packing import Plan, merge, plan
+from opd_trainer.megatron.spec import Place, RankUpdate
+from opd_trainer.protocols import TokenLoss, WorkerGroup
+from opd_trainer.types import TokenBatch, UpdateResult, WeightStream
+
+
+class MegatronLearner:
+    """Implements `Learner` on a group of `MegatronWorker`s.
+
+    Args:
+        group: the workers.
+        max_tokens: budget of a micro-batch.
+        bucket_bytes: largest bucket of a weight stream.
+    """
+
+    def __init__(self, group: WorkerGroup, *, max_tokens: int, bucket_bytes: int) -> None:
+        self._group, self._max_tokens, self._bucket_bytes = group, max_tokens, bucket_bytes
+        self._places: list[Place] = []
+
+    async def start(self) -> None:
+        """Starts the workers, which build and load their models."""
+        await self._group.start()
+        self._places = await self._group.call("place")
+
+    @contextlib.asynccontextmanager
+    async def awake(self) -> AsyncIterator[None]:
+        """Weights and optimizer stay on their devices: nothing to do."""
+        yield
+
+    async def score(self, batch: TokenBatch, model: str) -> Tensor:
+        """Forward-only log-probs f32[T], NaN where the mask is False.
+
+        Args:
+            batch: any batch.
+            model: "student" ("old" is the student before its first update on the batch), "reference", "teacher" (each
+                sequence's own) or "teacher:<name>".
+        """
+        planned = self._plan(batch)
+        name = "student" if model == "old" else model
+        shards = self._shards(batch, planned)
+        results = await self._group.call_each("score", [(shard, name) for shard in shards])
+        return merge(planned, self._by_dp_rank(results))
+
+    async def update(self, batch: TokenBatch, loss: TokenLoss) -> UpdateResult:
+        """Exactly one optimizer step on sum_t weight[t] * loss[t]; inline teachers are scored on the way.
+
+        Raises:
+            TrainingDiverged: a loss or gradient is not finite.
+            WorkerError: a worker failed.
+        """
+        planned = self._plan(batch)
+        shards = self._shards(batch, planned)
+        every: list[RankUpdate] = await self._group.call_each("update", [(shard, loss) for shard in shards])
+        ranks: list[RankUpdate] = self._by_dp_rank(every)
+        teachers = [rank.teacher for rank in ranks if rank.teacher is not None]
+        return UpdateResult(
+            log_probs=merge(planned, [rank.log_probs for rank in ranks]),
+            entropy=merge(planned, [rank.entropy for rank in ranks]),
+            teacher=merge(planned, teachers) if teachers else None,
+            loss=sum(rank.loss for rank in ranks),
+            grad_norm=ranks[0].grad_norm,
+            learning_rate=ranks[0].learning_rate,
+            seconds={phase: max(rank.seconds[phase] for rank in every) for phase in every[0].seconds},
+            packing_efficiency=planned.efficiency,
+            num_micro_batches=planned.num_micro_batches,
+            peak_memory_bytes=max(rank.peak_memory_bytes for rank in every),
+        )
+
+    def weights(self, version: int) -> WeightStream:
+        """The student's current weights, under Hugging Face names; read it before the next update."""
+        return WeightStream(version, self._buckets())
+
+    async def save(self, directory: Path) -> None:
+        """Writes weights, optimizer, schedule and RNG into `directory`, which exists and is empty."""
+        await self._group.call("save", directory)
+
+    async def restore(self, directory: Path) -> None:
+        """The inverse of `save`.
+
+        Raises:
+            CheckpointError: `directory` holds no training state of this model.
+        """
+        await self._group.call("restore", directory)
+
+    async def export(self, directory: Path) -> None:
+        """Writes the student as a Hugging Face folder."""
+        await self._group.call("export", directory)
+
+    async def close(self) -> None:
+        """Tears down the workers completely. Safe to call twice."""
+        await self._group.close()
+        self._places = []
+
+    async def _buckets(self) -> AsyncIterator[list[tuple[str, Tensor]]]:
+        await self._group.call("start_export", self._bucket_bytes)
+        while (bucket := (await self._group.call("next_bucket"))[0]) is not None:
+            yield bucket
+
+    def _plan(self, batch: TokenBatch) -> Plan:
+        if not self._places:
+            raise OpdError("the learner is not started, or is closed")
+        return plan(batch.lengths.tolist(), self._places[0].dp_size, self._max_tokens)
+
+    def _shards(self, batch: TokenBatch, planned: Plan) -> list[list[TokenBatch]]:
+        """The micro-batches of each worker: those of its data-parallel rank."""
+        index = [[torch.tensor(sequences, dtype=torch.int64) for sequences in rank] for rank in planned.ranks]
+        by_dp_rank = [[batch.take(sequences) for sequences in rank] for rank in index]
+        return [by_dp_rank[place.dp_rank] for place in self._places]
+
+    def _by_dp_rank(self, results: Sequence[Any]) -> list[Any]:
+        """The results of the workers that report, by data-parallel rank."""
+        pairs = zip(self._places, results, strict=True)
+        reported = {place.dp_rank: result for place, result in pairs if place.reports}
+        return [reported[rank] for rank in range(self._places[0].dp_size)]

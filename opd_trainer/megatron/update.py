@@ -1,0 +1,185 @@
+"""One forward and backward pass over the micro-batches of a data-parallel rank, inline teachers included."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_trainer.errors import TrainingDiverged
+from opd_trainer.megatron.build import MegatronModel
+from opd_trainer.megatron.micro_batch import MicroBatch, Scoring, prepare
+from opd_trainer.protocols import InlineTeacher, TokenLoss
+from opd_trainer.types import Scores, Signal, TokenBatch
+
+
+class Stopwatch:
+    """Wall seconds of work on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._since = self._now()
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last call, or since the start."""
+        since, self._since = self._since, self._now()
+        return self._since - since
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the forward and backward pass leaves behind; lists have one entry for each micro-batch that was computed.
+
+    Attributes:
+        log_probs: f32[T] on the CPU.
+        entropy: f32[T] on the CPU.
+        teacher: f32[T] on the CPU.
+        loss: sum of weight * loss.
+        teacher_s: seconds that inline teachers took.
+    """
+
+    log_probs: list[Tensor] = field(default_factory=list)
+    entropy: list[Tensor] = field(default_factory=list)
+    teacher: list[Tensor] = field(default_factory=list)
+    loss: float = 0.0
+    teacher_s: float = 0.0
+
+
+def score_inline(teachers: Mapping[str, InlineTeacher], batch: TokenBatch) -> TokenBatch:
+    """Fills in the teacher's log-probs of the sequences whose teacher is one of `teachers` and that have none yet.
+
+    Returns:
+        The batch with `teacher` set: NaN where no teacher scored.
+    """
+    known = batch.teacher
+    if known is None:
+        unknown = torch.full((batch.num_tokens,), torch.nan, device=batch.tokens.device)
+        known = Scores(log_probs=unknown, temperature=batch.rollout.temperature, model="teacher")
+    missing = batch.mask & known.log_probs.isnan()
+    log_probs = known.log_probs
+    for name, teacher in teachers.items():
+        theirs = [i for i, named in enumerate(batch.teacher_name) if named == name]
+        mine = torch.zeros(batch.num_sequences, dtype=torch.bool, device=log_probs.device)
+        mine[theirs] = True
+        wanted = missing & mine[batch.seq]
+        if not bool(wanted.any()):
+            continue
+        # The whole micro-batch when it is all theirs, so that teacher and student compute the same shapes.
+        part = batch.replace(mask=wanted)
+        part = part if len(theirs) == batch.num_sequences else part.take(theirs)
+        scored = teacher.score_inline(part, Signal.sampled)
+        log_probs = log_probs.masked_scatter(mine[batch.seq], scored.to(log_probs.dtype)).where(wanted, log_probs)
+    return batch.replace(
+        teacher=Scores(log_probs=log_probs, temperature=known.temperature, model=known.model, version=known.version)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBackward:
+    """The student's forward and backward pass.
+
+    Attributes:
+        model: the student.
+        chunks: its modules, wrapped by `opd_trainer.megatron.optimizer.wrap`.
+        scoring: how its log-probs are computed.
+        teachers: inline teachers by name.
+    """
+
+    model: MegatronModel
+    chunks: Sequence[Any]
+    scoring: Scoring
+    teachers: Mapping[str, InlineTeacher]
+
+    def __call__(self, micro_batches: Sequence[TokenBatch], loss: TokenLoss, step: int) -> Outcome:
+        """Leaves the gradient of the sum of weight * loss, summed over all ranks, in the chunks' buffers.
+
+        Args:
+            micro_batches: the same number on each rank.
+            loss: of each token.
+            step: optimizer step, for messages.
+
+        Raises:
+            TrainingDiverged: the loss of a micro-batch is not finite.
+        """
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        outcome = Outcome()
+        device = self.model.runtime.device
+        pipelined = self.model.runtime.pp_size > 1
+        prepared = (prepare(batch, device) for batch in micro_batches)
+        scored = (self._with_teacher(micro_batch, outcome) for micro_batch in prepared)
+
+        def forward_step(data: Iterator[tuple[int, MicroBatch]], _chunk: Any) -> tuple[Tensor, Any]:
+            number, micro_batch = next(data)
+
+            def finish(logits: Tensor) -> tuple[Tensor, Tensor, None]:
+                total = self._loss(logits, micro_batch, loss, outcome)
+                if not bool(total.isfinite()):
+                    raise TrainingDiverged(_describe(step, number, micro_batch, outcome))
+                outcome.loss += float(total.detach())
+                return total, torch.zeros((), dtype=torch.int, device=total.device), None
+
+            if self._skips(micro_batch):
+                return torch.zeros((), device=micro_batch.index.device), finish
+            return self.model.forward(micro_batch.packed), finish
+
+        get_forward_backward_func()(
+            forward_step_func=forward_step,
+            # In a pipeline the teacher's own schedule cannot run in the middle of the student's.
+            data_iterator=iter(enumerate(list(scored) if pipelined else scored)),
+            model=list(self.chunks),
+            num_microbatches=len(micro_batches),
+            seq_length=max(batch.num_tokens for batch in micro_batches),
+            micro_batch_size=1,
+            forward_only=False,
+        )
+        return outcome
+
+    def _with_teacher(self, micro_batch: MicroBatch, outcome: Outcome) -> MicroBatch:
+        if not self.teachers:
+            return micro_batch
+        watch = Stopwatch(self.model.runtime.device)
+        batch = score_inline(self.teachers, micro_batch.batch)
+        assert batch.teacher is not None
+        outcome.teacher.append(batch.teacher.log_probs.cpu())
+        outcome.teacher_s += watch.lap()
+        return dataclasses.replace(micro_batch, batch=batch)
+
+    def _skips(self, micro_batch: MicroBatch) -> bool:
+        """Nothing to learn and nobody to pass activations to."""
+        return not len(micro_batch.index) and self.model.runtime.pp_size == 1
+
+    def _loss(self, logits: Tensor, micro_batch: MicroBatch, loss: TokenLoss, outcome: Outcome) -> Tensor:
+        batch = micro_batch.batch
+        assert batch.weight is not None, "loss weights are fixed on the controller"
+        if self._skips(micro_batch):
+            unknown = micro_batch.scatter(logits.new_empty(0)).cpu()
+            outcome.log_probs.append(unknown)
+            outcome.entropy.append(unknown)
+            return logits
+        scored, entropies = self.scoring(
+            self.model, logits, micro_batch.targets, entropy_gradient=loss.needs_entropy_gradient
+        )
+        log_probs, entropy = micro_batch.scatter(scored), micro_batch.scatter(entropies)
+        outcome.log_probs.append(log_probs.detach().cpu())
+        outcome.entropy.append(entropy.detach().cpu())
+        return (batch.weight * loss(log_probs, entropy, batch)).sum()
+
+
+def _describe(step: int, number: int, micro_batch: MicroBatch, outcome: Outcome) -> str:
+    live = outcome.log_probs[-1][micro_batch.index.cpu()]
+    bad = int((~live.isfinite()).sum())
+    cause = (
+        f"{bad} of {len(live)} live log-probs are not finite: the weights or activations overflowed"
+        if bad
+        else "the live log-probs are finite: advantages, teacher log-probs or old log-probs are not"
+    )
+    return f"optimizer step {step}, micro-batch {number}: the loss is not finite; {cause}. The step was not taken"

@@ -1,0 +1,203 @@
+"""One training worker: the student with its optimizer, and the reference and inline teachers beside it.
+
+A plain class: nothing in here knows what runs it. Every method but `health` is collective: call it on all ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from opd_trainer.errors import OpdError
+from opd_trainer.megatron import checkpoint
+from opd_trainer.megatron.frozen import FrozenModel
+from opd_trainer.megatron.huggingface import describe, export_hf_weights, save_hf_folder
+from opd_trainer.megatron.micro_batch import Scoring, prepare, score
+from opd_trainer.megatron.optimizer import Optimizer, wrap
+from opd_trainer.megatron.runtime import MegatronRuntime
+from opd_trainer.megatron.source import LoadedModel, load_model
+from opd_trainer.megatron.spec import Place, RankUpdate, WorkerSpec
+from opd_trainer.megatron.update import ForwardBackward, Stopwatch, score_inline
+from opd_trainer.protocols import InlineTeacher, TokenLoss
+from opd_trainer.types import TokenBatch
+
+T = TypeVar("T")
+
+
+class MegatronWorker:
+    """See the module.
+
+    Args:
+        spec: what to build.
+        rank: of this worker.
+        world_size: number of workers.
+        rendezvous: where they meet (a torch.distributed init method).
+    """
+
+    def __init__(self, spec: WorkerSpec, rank: int, world_size: int, rendezvous: str) -> None:
+        self._spec = spec
+        self._runtime = MegatronRuntime(rank, world_size, rendezvous, spec.megatron, spec.seed)
+        self._scoring = Scoring(spec.temperature, spec.megatron.log_prob_chunk_tokens)
+        self._student: LoadedModel | None = None
+        self._optimizer: Optimizer | None = None
+        self._forward_backward: ForwardBackward | None = None
+        self._teachers: dict[str, InlineTeacher] = {}
+        self._reference: FrozenModel | None = None
+        self._export: Iterator[list[tuple[str, Tensor]]] | None = None
+
+    def start(self) -> None:
+        """Joins the other workers, builds and loads the models.
+
+        Raises:
+            UserError: a model cannot be loaded or does not fit.
+        """
+        spec = self._spec
+        self._runtime.start()
+        self._student = load_model(self._runtime, spec.model, spec.megatron, vocab_size=spec.vocab_size, trainable=True)
+        self._teachers = {name: builder.build(self._runtime) for name, builder in spec.teachers.items()}
+        if spec.reference is not None:
+            self._reference = FrozenModel.load(self._runtime, spec.reference, spec.megatron, self._scoring)
+        chunks = wrap(self._student.model.modules, spec.megatron)
+        self._optimizer = Optimizer(chunks, spec.megatron, spec.total_steps)
+        self._forward_backward = ForwardBackward(self._student.model, chunks, self._scoring, self._teachers)
+
+    def close(self) -> None:
+        """Frees the models and tears down the process groups and patches. Safe to call twice, or before `start`."""
+        self._student = self._optimizer = self._forward_backward = self._reference = self._export = None
+        self._teachers = {}
+        self._runtime.close()
+
+    def health(self) -> bool:
+        """Whether the worker is started."""
+        return self._student is not None
+
+    def place(self) -> Place:
+        """Where this worker is."""
+        runtime = self._runtime
+        return Place(
+            dp_rank=runtime.dp_rank,
+            dp_size=runtime.dp_size,
+            reports=runtime.is_last_stage and runtime.tp_rank == 0,
+        )
+
+    def update(self, micro_batches: Sequence[TokenBatch], loss: TokenLoss) -> RankUpdate:
+        """One optimizer step on the sum of weight * loss over the micro-batches of all data-parallel ranks.
+
+        Args:
+            micro_batches: of this data-parallel rank; the same number on each rank.
+            loss: of each token.
+
+        Raises:
+            TrainingDiverged: a loss or gradient is not finite.
+        """
+        optimizer, forward_backward = _started(self._optimizer), _started(self._forward_backward)
+        if self._runtime.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._runtime.device)
+        watch = Stopwatch(self._runtime.device)
+        optimizer.zero_grad()
+        outcome = forward_backward(micro_batches, loss, optimizer.num_steps)
+        both_s = watch.lap()
+        stepped = optimizer.step()
+        return RankUpdate(
+            log_probs=outcome.log_probs,
+            entropy=outcome.entropy,
+            teacher=outcome.teacher if self._teachers else None,
+            loss=outcome.loss,
+            grad_norm=stepped.grad_norm,
+            learning_rate=stepped.learning_rate,
+            seconds={
+                "teacher": outcome.teacher_s,
+                "forward_backward": both_s - outcome.teacher_s,
+                "optimizer": watch.lap(),
+            },
+            peak_memory_bytes=self._peak_memory_bytes(),
+        )
+
+    def score(self, micro_batches: Sequence[TokenBatch], model: str) -> list[Tensor]:
+        """Forward-only log-probs f32[T] of each micro-batch, NaN where the mask is False.
+
+        Args:
+            micro_batches: of this data-parallel rank.
+            model: "student", "reference", "teacher" (each sequence's own) or "teacher:<name>".
+
+        Raises:
+            OpdError: there is no such model.
+        """
+        return [self._score(batch, model) for batch in micro_batches]
+
+    def _score(self, batch: TokenBatch, model: str) -> Tensor:
+        prepared = prepare(batch, self._runtime.device)
+        if model == "student":
+            return score(_started(self._student).model, prepared, self._scoring).cpu()
+        if model == "reference" and self._reference is not None:
+            return self._reference.score(prepared).cpu()
+        kind, _, name = model.partition(":")
+        if kind == "teacher" and (name in self._teachers or not name):
+            teachers = {name: self._teachers[name]} if name else self._teachers
+            names = (name,) * batch.num_sequences if name else batch.teacher_name
+            scored = score_inline(teachers, prepared.batch.replace(teacher=None, teacher_name=names)).teacher
+            assert scored is not None
+            return scored.log_probs.cpu()
+        there = ["student", *(["reference"] if self._reference else []), *(f"teacher:{key}" for key in self._teachers)]
+        raise OpdError(f"the training workers have no model {model!r}, only {', '.join(there)}")
+
+    def save(self, directory: Path) -> None:
+        """Writes weights, optimizer, schedule and RNG into `directory`, which exists and holds no checkpoint."""
+        student = _started(self._student)
+        checkpoint.save(directory, student.model, _started(self._optimizer))
+        if self._runtime.rank == 0:
+            describe(student.model, directory, student.folder)
+
+    def restore(self, directory: Path) -> None:
+        """The inverse of `save`.
+
+        Raises:
+            CheckpointError: `directory` holds no training state of this model.
+        """
+        checkpoint.restore(directory, _started(self._student).model, _started(self._optimizer))
+
+    def start_export(self, bucket_bytes: int) -> None:
+        """Begins to hand out the student's weights, at most `bucket_bytes` (but one tensor at least) at a time."""
+        self._export = _buckets(export_hf_weights(_started(self._student).model), bucket_bytes)
+
+    def next_bucket(self) -> list[tuple[str, Tensor]] | None:
+        """The next (Hugging Face name, full tensor on the CPU) pairs; None at the end.
+
+        Tensors may share memory with the live weights: copy them before the next update. Only rank 0 has tensors; the
+        lists of the others are empty.
+        """
+        bucket = next(_started(self._export), None)
+        if bucket is None:
+            self._export = None
+            return None
+        return [(name, tensor.cpu()) for name, tensor in bucket] if self._runtime.rank == 0 else []
+
+    def export(self, directory: Path) -> None:
+        """Writes the student as a Hugging Face folder that transformers loads."""
+        student = _started(self._student)
+        save_hf_folder(student.model, directory, student.folder)
+
+    def _peak_memory_bytes(self) -> int:
+        device = self._runtime.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _started(value: T | None) -> T:
+    if value is None:
+        raise OpdError("the training worker is not started, or is closed")
+    return value
+
+
+def _buckets(tensors: Iterator[tuple[str, Tensor]], bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        if bucket and size + tensor.nbytes > bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor))
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
