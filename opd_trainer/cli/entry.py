@@ -26,7 +26,7 @@ from opd_trainer.cli.resume import config_hash, named_directory_problem, read_ru
 from opd_trainer.cli.schema import register
 from opd_trainer.cli.validate import validate
 from opd_trainer.config import Config, Resume
-from opd_trainer.errors import ConfigError, OpdError, Problem
+from opd_trainer.errors import ConfigError, OpdError, Problem, UserError
 
 Run = Callable[[Config, Path], float | None]
 
@@ -48,16 +48,18 @@ def main(config_dir: Path, argv: Sequence[str] | None = None, run: Run = run_app
     """
     try:
         _launch(config_dir, list(sys.argv[1:] if argv is None else argv), run)
-    except OpdError as error:
-        if error.exit_code == 1:
-            traceback.print_exc()
-        else:
-            print(error, file=sys.stderr)
-        return error.exit_code
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:
+        _report(error)
+        return error.exit_code if isinstance(error, OpdError) else 1
     return 0
+
+
+def _report(error: Exception) -> None:
+    """A user error as plain text, anything else with its traceback."""
+    if isinstance(error, UserError):
+        print(error, file=sys.stderr)
+    else:
+        traceback.print_exception(error)
 
 
 def _launch(config_dir: Path, argv: list[str], run: Run) -> None:
@@ -191,12 +193,23 @@ def _argv(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _run_hydra(source: Source, argv: Sequence[str], run: Run) -> None:
+    failures: list[Exception] = []
+
     def job(config: DictConfig) -> float | None:
         built = OmegaConf.to_object(config)
         assert isinstance(built, Config)
-        return run(built, Path(HydraConfig.get().runtime.output_dir))
+        try:
+            return run(built, Path(HydraConfig.get().runtime.output_dir))
+        except Exception as error:
+            failures.append(error)
+            raise
 
     register()
     decorated = hydra.main(version_base="1.3", config_path=str(source.directory), config_name=source.name)(job)
-    with _argv(argv):
-        decorated()
+    try:
+        with _argv(argv):
+            decorated()
+    finally:
+        # A sweep goes on after a failure, and Hydra raises the first one only.
+        for error in failures[1:]:
+            _report(error)

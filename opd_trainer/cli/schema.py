@@ -9,8 +9,13 @@ from opd_trainer.cluster.config import InProcessCluster, RayCluster
 from opd_trainer.config import Config
 from opd_trainer.data.config import DataConfig
 from opd_trainer.demo.config import DemoConfig
+from opd_trainer.estimator.cispo import Cispo
 from opd_trainer.estimator.grpo import Grpo
+from opd_trainer.estimator.gspo import Gspo
 from opd_trainer.estimator.none import NoEstimator
+from opd_trainer.estimator.reinforce_plus_plus import ReinforcePlusPlus, ReinforcePlusPlusBaseline
+from opd_trainer.estimator.rloo import Rloo
+from opd_trainer.estimator.sapo import Sapo
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.model.config import ModelConfig
@@ -23,7 +28,16 @@ from opd_trainer.tracking.config import TrackingConfig
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "task": {"train": TrainTask, "sft": SftTask, "evaluate": EvaluateTask},
-    "estimator": {"grpo": Grpo, "none": NoEstimator},
+    "estimator": {
+        "grpo": Grpo,
+        "gspo": Gspo,
+        "sapo": Sapo,
+        "cispo": Cispo,
+        "rloo": Rloo,
+        "reinforce_plus_plus": ReinforcePlusPlus,
+        "reinforce_plus_plus_baseline": ReinforcePlusPlusBaseline,
+        "none": NoEstimator,
+    },
     "opd": {"base": OpdConfig},
     "teacher": {"resident": ResidentTeacher, "sglang_external": SglangExternalTeacher},
     "model": {"base": ModelConfig},
