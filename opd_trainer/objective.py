@@ -3,6 +3,7 @@
 T = tokens, N = sequences.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -240,8 +241,10 @@ class Objective:
             metrics.put("train/kl_loss", _weighted(parts.reference_kl, weight, mask))
         if batch.old is not None:
             metrics.mean("train/approx_kl", k3(torch.where(mask, result.log_probs - batch.old.log_probs, 0.0)), mask)
-        if batch.values is not None and batch.returns is not None:
-            metrics.put("train/explained_variance", explained_variance(batch.values, batch.returns, mask))
+        if "values" in self.estimator.needs and batch.values is not None and batch.returns is not None:
+            explained = explained_variance(batch.values, batch.returns, mask)
+            # Undefined where the returns do not vary.
+            metrics.put("train/explained_variance", explained, count=0.0 if math.isnan(explained) else 1.0)
         gap = (result.log_probs - batch.rollout.log_probs).abs()
         metrics.mean("train/rollout_log_prob_diff", gap, mask & torch.isfinite(batch.rollout.log_probs))
         return metrics.update(self._opd_metrics(batch, result, parts)) if self.opd.on else metrics

@@ -7,29 +7,9 @@ from opd_trainer.loss.aggregation import Aggregation
 from opd_trainer.loss.config import KlApply, ReferenceConfig
 
 
-def estimator_problems(
-    estimator: Estimator, reference: ReferenceConfig, *, samples_per_prompt: int, opd_on: bool
-) -> list[Problem]:
-    """What is wrong with the estimator in its surroundings."""
+def estimator_problems(estimator: Estimator, reference: ReferenceConfig) -> list[Problem]:
+    """What is wrong with the estimator, and with a reference beside it."""
     found = []
-    if "group" in estimator.needs and samples_per_prompt < 2 and not opd_on:
-        found.append(
-            Problem(
-                "rollout.samples_per_prompt",
-                f"{samples_per_prompt} with a group estimator and OPD off",
-                "a response without siblings has advantage 0, so nothing would be learned",
-                "Set rollout.samples_per_prompt=4, or estimator=reinforce_plus_plus.",
-            )
-        )
-    if isinstance(estimator, NoEstimator) and not opd_on:
-        found.append(
-            Problem(
-                "estimator",
-                "none with opd=off",
-                "without an advantage and without a teacher nothing would be learned",
-                "Set estimator=grpo, or opd=megatron teacher.load=PATH.",
-            )
-        )
     if isinstance(estimator, NoEstimator) and reference.used and reference.apply is KlApply.reward:
         found.append(
             Problem(

@@ -12,26 +12,7 @@ from opd_trainer.loss.sapo import SapoLoss
 def reference_problems(reference: ReferenceConfig) -> list[Problem]:
     """What is wrong with the KL to the reference."""
     found = []
-    if reference.kl_coef < 0:
-        found.append(
-            Problem(
-                "reference.kl_coef",
-                f"{reference.kl_coef} is negative",
-                "it would push the student away from the reference",
-                "Set reference.kl_coef=0.001, or 0 to switch the reference off.",
-            )
-        )
-    in_loss = reference.apply is KlApply.loss
-    if reference.used and in_loss and reference.chosen_estimator is KlEstimator.k1:
-        found.append(
-            Problem(
-                "reference.estimator",
-                "k1 in the loss",
-                "the expected gradient of log p_student - log p_reference is exactly zero, so it would teach nothing",
-                "Set reference.estimator=k2, or reference.apply=reward.",
-            )
-        )
-    if reference.used and not in_loss and reference.chosen_estimator is not KlEstimator.k1:
+    if reference.used and reference.apply is KlApply.reward and reference.chosen_estimator is not KlEstimator.k1:
         found.append(
             Problem(
                 "reference.estimator",

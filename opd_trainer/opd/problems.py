@@ -1,21 +1,12 @@
 """Settings of OPD that are known to be zero or wrong, found before anything starts."""
 
 from opd_trainer.errors import Problem
-from opd_trainer.opd.config import OpdApply, OpdConfig, OpdType, ScheduleKind, TokenWeights
+from opd_trainer.opd.config import OpdApply, OpdConfig, ScheduleKind, TokenWeights
 
 
 def opd_problems(opd: OpdConfig, *, estimator_whitens: bool, estimator_has_returns: bool) -> list[Problem]:
     """What is wrong with where and how the OPD term enters."""
     found = [*_strength(opd), *_shape(opd)]
-    if opd.only_reward and opd.type is OpdType.off:
-        found.append(
-            Problem(
-                "opd.only_reward",
-                "true with opd=off",
-                "it drops the task reward in favour of a teacher, and there is none",
-                "Set opd=megatron teacher.load=PATH, or opd.only_reward=false.",
-            )
-        )
     if not opd.on:
         return found
     before = opd.apply is OpdApply.before_normalization
@@ -49,32 +40,8 @@ def opd_problems(opd: OpdConfig, *, estimator_whitens: bool, estimator_has_retur
     return found
 
 
-def temperature_problems(opd: OpdConfig, *, temperature: float) -> list[Problem]:
-    """Whether the teacher can answer at the temperature of the rollouts."""
-    if opd.type is not OpdType.sglang or temperature == 1:
-        return []
-    return [
-        Problem(
-            "rollout.temperature",
-            f"{temperature} with opd=sglang",
-            "a server gives the log-probs of a prompt at temperature 1 only, so student and teacher would describe "
-            "different distributions",
-            "Set rollout.temperature=1, or opd=megatron, whose teacher is scored at the rollouts' temperature.",
-        )
-    ]
-
-
 def _strength(opd: OpdConfig) -> list[Problem]:
     found = []
-    if opd.kl_coef < 0:
-        found.append(
-            Problem(
-                "opd.kl_coef",
-                f"{opd.kl_coef} is negative",
-                "it would push the student away from the teacher",
-                "Set opd.kl_coef=1, or opd=off.",
-            )
-        )
     schedule = opd.schedule
     if schedule.kind is ScheduleKind.target_kl and (schedule.target <= 0 or schedule.horizon < 1 or opd.kl_coef == 0):
         found.append(

@@ -1,0 +1,109 @@
+"""Every estimator and policy loss that the package has (a new one is found by itself), and batches to try them on."""
+
+import importlib
+import math
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_trainer import estimator, loss
+from opd_trainer.estimator.base import Estimator
+from opd_trainer.estimator.grpo import Grpo
+from opd_trainer.loss.aggregation import Aggregation
+from opd_trainer.loss.config import LossConfig, ReferenceConfig
+from opd_trainer.loss.policy import PolicyLoss
+from opd_trainer.objective import Objective
+from opd_trainer.opd.config import OpdConfig, OpdType
+from opd_trainer.types import Scores, TokenBatch
+
+NAN = math.nan
+
+
+def _subclasses(package: ModuleType, base: type) -> list[type]:
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    found, waiting = [], [base]
+    while waiting:
+        for child in waiting.pop().__subclasses__():
+            waiting.append(child)
+            # dataclass(slots=True) makes a new class; the old one is still known as a subclass.
+            if getattr(importlib.import_module(child.__module__), child.__name__) is child:
+                found.append(child)
+    return sorted(found, key=lambda child: child.__name__)
+
+
+ESTIMATORS: dict[str, Estimator] = {child.__name__: child() for child in _subclasses(estimator, Estimator)}
+ESTIMATORS["DrGrpo"] = Grpo(normalize_std=False, aggregation=Aggregation.constant)
+POLICY_LOSSES: dict[str, PolicyLoss] = {child.__name__: child() for child in _subclasses(loss, PolicyLoss)}
+
+
+def objective(estimator: Estimator, **changes: Any) -> Objective:
+    """An objective with OPD on unless `changes` say otherwise."""
+    pieces: dict[str, Any] = {
+        "estimator": estimator,
+        "opd": OpdConfig(type=OpdType.megatron),
+        "reference": ReferenceConfig(),
+        "options": LossConfig(),
+        "temperature": 1.0,
+        "max_response_tokens": 16,
+        "total_steps": 10,
+        "seed": 0,
+    }
+    return Objective(**(pieces | changes))
+
+
+def scores(log_probs: Tensor, model: str = "model", temperature: float = 1.0) -> Scores:
+    return Scores(log_probs=log_probs, temperature=temperature, model=model)
+
+
+def batch_of(responses: list[list[int]], seed: int = 0, prompt_tokens: int = 2, **changes: Any) -> TokenBatch:
+    """A batch with every field scored and random, NaN where masked. `responses` holds a mask (0 and 1) per sequence."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.tensor([bit for response in responses for bit in [0] * prompt_tokens + response], dtype=torch.bool)
+    lengths = torch.tensor([prompt_tokens + len(response) for response in responses])
+    seq = torch.repeat_interleave(torch.arange(len(responses)), lengths)
+
+    def log_probs(model: str) -> Scores:
+        drawn = -2 * torch.rand(len(mask), generator=generator) - 0.05
+        return scores(torch.where(mask, drawn, NAN), model)
+
+    fields: dict[str, Any] = {
+        "tokens": torch.randint(0, 9, (len(mask),), generator=generator),
+        "seq": seq,
+        "mask": mask,
+        "group": torch.arange(len(responses)) // 2,
+        "reward": torch.rand(len(responses), generator=generator),
+        "truncated": torch.zeros(len(responses), dtype=torch.bool),
+        "teacher_name": ("default",) * len(responses),
+        "rollout": log_probs("rollout"),
+        "version": torch.zeros(len(responses), dtype=torch.int64),
+        "old": log_probs("old"),
+        "reference": log_probs("reference"),
+        "teacher": log_probs("teacher"),
+        "values": torch.where(mask, torch.randn(len(mask), generator=generator), NAN),
+    }
+    return TokenBatch(**(fields | changes))
+
+
+def live_log_probs(batch: TokenBatch, seed: int = 1) -> Tensor:
+    """Student log-probs near the old ones, NaN where masked."""
+    assert batch.old is not None
+    noise = 0.1 * torch.randn(batch.num_tokens, generator=torch.Generator().manual_seed(seed))
+    return batch.old.log_probs + noise
+
+
+def loss_and_gradient(chosen: Objective, batch: TokenBatch, log_probs: Tensor, entropy: Tensor) -> tuple[Tensor, ...]:
+    """sum_t weight[t] * loss[t], and its gradient with respect to log-probs and entropies."""
+    leaves = [log_probs.clone().requires_grad_(), entropy.clone().requires_grad_()]
+    assert batch.weight is not None
+    total = (chosen.loss()(leaves[0], leaves[1], batch) * batch.weight).sum()
+    total.backward()
+    return total.detach(), *(torch.zeros_like(x) if x.grad is None else x.grad for x in leaves)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equality that tells 0.0 from -0.0."""
+    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
