@@ -35,3 +35,7 @@ class EmbeddedRollout(RolloutConfig):
 
     batch_size: int = 256
     """Responses decoded at once."""
+    kv_cache_bytes: int = 4294967296
+    """Largest KV cache, bytes; fewer responses are decoded at once where `batch_size` of full length would not fit."""
+    prefill_tokens: int = 8192
+    """Prompt tokens (padding included) processed at once before decoding; bounds the memory of long prompts."""

@@ -1,0 +1,241 @@
+"""The decode core: a synchronous generator of finished samples, shared by every embedded engine.
+
+Requests are sorted by length and decoded `rows` at once. Siblings share the prefill of their prompt. Finished rows run
+on unheard until enough of them have gathered; then the batch is packed again and free rows take waiting requests.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from opd_trainer.errors import TrainingDiverged
+from opd_trainer.rollout.embedded import decoder
+from opd_trainer.rollout.embedded.sampling import draw, uniforms
+from opd_trainer.rollout.embedded.slots import Slots
+from opd_trainer.rollout.embedded.weights import DecoderWeights
+from opd_trainer.types import Finish, Request, Sample, Sampling
+
+_REFILL = 0.25
+"""Free part of the batch at which waiting requests are let in."""
+_SHRINK = 0.25
+"""Finished part of the batch at which it is packed when nothing waits."""
+_SLACK_TOKENS = 128
+"""Slots beyond the longest row, so that rows let in late rarely force the batch to be moved."""
+
+
+def slots_needed(prompt: int, response: int, waiting: bool) -> int:
+    """Slots of each row for prompts and responses up to these lengths; `waiting`: requests wait for a free row."""
+    return prompt + response + (min(response, _SLACK_TOKENS) if waiting else 0)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A request on its way: `born` is the clock's reading before its first token, `finish` is set by its last."""
+
+    request: Request
+    key: bytes
+    born: int = 0
+    finish: Finish | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt.tokens)
+
+
+def _rows(requests: Sequence[Request]) -> list[_Row]:
+    """Requests in reverse order of service: the longest prompts last, siblings side by side."""
+    rows = [_Row(request, request.prompt.tokens.numpy().tobytes()) for request in requests]
+    first: dict[bytes, int] = {}
+    for position, row in enumerate(rows):
+        first.setdefault(row.key, position)
+    return sorted(rows, key=lambda row: (row.prompt_length, -first[row.key]))
+
+
+class Generation:
+    """One call of `generate`.
+
+    Args:
+        weights: the model, complete.
+        version: of the weights; put on every sample.
+        slots: the state to decode in; large enough for every request (see `slots_needed`).
+        requests: what to answer.
+        sampling: how to draw.
+        stop_token_ids: tokens that end a response.
+        prefill_tokens: most prompt tokens, padding included, in one forward pass.
+        decode_texts: turns lists of token ids into texts.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: DecoderWeights,
+        version: int,
+        slots: Slots,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_token_ids: frozenset[int],
+        prefill_tokens: int,
+        decode_texts: Callable[[list[list[int]]], list[str]],
+    ) -> None:
+        self._weights, self._version, self._slots, self._sampling = weights, version, slots, sampling
+        self._prefill_tokens, self._decode_texts = prefill_tokens, decode_texts
+        self._capacity = len(slots.tokens)
+        device = slots.tokens.device
+        self._rotations = decoder.rotations(weights.shape, slots.length, device)
+        self._stop = torch.zeros(weights.shape.vocab_size, dtype=torch.int64, device=device)
+        self._stop[sorted(stop_token_ids)] = 1
+        self._clock = 0
+        self._num_alive = 0
+        self._rows: list[_Row] = []
+        self._waiting = _rows(requests)
+
+    def run(self) -> Iterator[list[Sample]]:
+        """Yields after every step the samples that it finished, often none.
+
+        Raises:
+            TrainingDiverged: the weights give logits that are not finite.
+        """
+        while self._waiting or self._num_alive:
+            with torch.inference_mode():
+                if self._must_pack():
+                    fresh = self._pack()
+                else:
+                    self._step()
+                    fresh = slice(0, self._slots.count)
+                finished = self._settle(fresh)
+            # Outside: what leaves must be usable under autograd, which tensors made in inference mode are not.
+            yield self._samples(finished) if finished else []
+
+    def _must_pack(self) -> bool:
+        if self._num_alive == 0 or self._slots.end + 1 >= self._slots.length:
+            return True
+        if self._waiting:
+            return self._capacity - self._num_alive >= _REFILL * self._capacity
+        return len(self._rows) - self._num_alive >= _SHRINK * len(self._rows)
+
+    def _step(self) -> None:
+        slots = self._slots
+        rows = slice(0, slots.count)
+        rotation = self._rotations[slots.position].unsqueeze(2)
+        tokens = slots.tokens[rows, slots.end].unsqueeze(1)
+        hidden = decoder.forward(self._weights, tokens, rotation, slots.attend)
+        slots.end += 1
+        self._clock += 1
+        self._draw(rows, decoder.logits(self._weights, hidden[:, -1]))
+
+    def _draw(self, rows: slice, logits: Tensor) -> None:
+        self._slots.record(rows, *draw(logits, self._sampling, self._slots.next_uniforms(rows)))
+
+    def _drawn(self, row: _Row) -> int:
+        return self._clock - row.born
+
+    def _settle(self, rows: slice) -> list[int]:
+        """Finishes the rows whose newest token is their last; the one transfer from the device of a step."""
+        end, longest = self._slots.end, self._sampling.max_response_tokens
+        stopped = self._stop[self._slots.tokens[rows, end]]
+        codes = torch.where(self._slots.log_probs[rows, end].isfinite(), stopped, -1).tolist()
+        finished: list[int] = []
+        for index, code in enumerate(codes, rows.start):
+            row = self._rows[index]
+            if row.finish is not None or not (code or self._drawn(row) == longest):
+                continue
+            if code < 0:
+                raise TrainingDiverged(
+                    f"rollout: the student's weights of version {self._version} give logits that are not finite "
+                    f"(prompt {row.request.prompt.id}, response token {self._drawn(row) - 1}): nothing can be sampled"
+                )
+            row.finish = Finish.stop if code else Finish.length
+            finished.append(index)
+        self._num_alive -= len(finished)
+        return finished
+
+    def _samples(self, indices: list[int]) -> list[Sample]:
+        slots, rows = self._slots, [self._rows[index] for index in indices]
+        lengths = [self._drawn(row) for row in rows]
+        longest = max(lengths)
+        window = slice(slots.end + 1 - longest, slots.end + 1)
+        chosen = torch.tensor(indices, device=slots.tokens.device)
+        tokens = slots.tokens[:, window].index_select(0, chosen).cpu()
+        log_probs = slots.log_probs[:, window].index_select(0, chosen).cpu()
+        responses = [line[longest - length :].clone() for line, length in zip(tokens, lengths, strict=True)]
+        texts = self._decode_texts([response.tolist() for response in responses])
+        return [
+            Sample(
+                prompt=row.request.prompt,
+                index=row.request.index,
+                response=response,
+                log_probs=line[longest - len(response) :].clone(),
+                finish=row.finish or Finish.abort,
+                version=self._version,
+                text=text,
+            )
+            for row, response, line, text in zip(rows, responses, log_probs, texts, strict=True)
+        ]
+
+    def _pack(self) -> slice:
+        """Drops finished rows and lets waiting requests in; the rows returned have just drawn their first token."""
+        slots = self._slots
+        alive = [index for index, row in enumerate(self._rows) if row.finish is None]
+        self._rows = [self._rows[index] for index in alive]
+        entering = [self._waiting.pop() for _ in range(min(self._capacity - len(alive), len(self._waiting)))]
+        # A row has its prompt and every drawn token but the newest in the cache.
+        used = max((row.prompt_length + self._drawn(row) - 1 for row in self._rows), default=0)
+        slots.keep(alive, used, max([used, *(row.prompt_length for row in entering)]))
+        for chunk in self._chunks(entering):
+            self._prefill(chunk)
+        self._num_alive += len(entering)
+        return slice(len(alive), slots.count)
+
+    def _chunks(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+        """Cuts rows (longest prompt first, siblings side by side) so that each prefill stays within its token limit."""
+        chunk: list[_Row] = []
+        prompts = 0
+        for row in rows:
+            same = bool(chunk) and chunk[-1].key == row.key
+            if chunk and not same and (prompts + 1) * chunk[0].prompt_length > self._prefill_tokens:
+                yield chunk
+                chunk, prompts = [], 0
+            chunk.append(row)
+            prompts += not same
+        if chunk:
+            yield chunk
+
+    def _prefill(self, entering: list[_Row]) -> None:
+        """Runs the prompts of `entering`, each once, copies their keys and values to every sibling and draws."""
+        slots, device = self._slots, self._slots.tokens.device
+        prompts = {row.key: row.request.prompt.tokens for row in entering}
+        number = {key: i for i, key in enumerate(prompts)}
+        owner = torch.tensor([number[row.key] for row in entering], device=device)
+        rows = slots.add(
+            torch.tensor([row.prompt_length for row in entering]),
+            uniforms([row.request.seed for row in entering], self._sampling.max_response_tokens),
+        )
+        for row in entering:
+            row.born = self._clock - 1
+        self._rows.extend(entering)
+        lengths = torch.tensor([len(tokens) for tokens in prompts.values()], device=device)
+        width = entering[0].prompt_length
+        padded = [F.pad(tokens, (width - len(tokens), 0)) for tokens in prompts.values()]
+        rotation, mask = self._prompt_geometry(width - lengths.unsqueeze(1), width)
+        target = slice(slots.end - width, slots.end)
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            key, value = key.transpose(1, 2), value.transpose(1, 2)
+            slots.keys[layer][rows, :, target] = key.index_select(0, owner)
+            slots.values[layer][rows, :, target] = value.index_select(0, owner)
+            mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask, enable_gqa=True)
+            return mixed.transpose(1, 2)
+
+        hidden = decoder.forward(self._weights, torch.stack(padded).to(device), rotation, attend)
+        self._draw(rows, decoder.logits(self._weights, hidden[:, -1]).index_select(0, owner))
+
+    def _prompt_geometry(self, start: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Rotations [U, width, 1, D / 2] and mask [U, 1, width, width] of prompts padded up to `start` [U, 1]."""
+        column = torch.arange(width, device=start.device)
+        mask = (column <= column[:, None]) & (column >= start[:, :, None])
+        # Padding sees itself: a query without any key would be NaN, and spread.
+        mask |= column == column[:, None]
+        return self._rotations[(column - start).clamp_(min=0)].unsqueeze(2), mask.unsqueeze(1)

@@ -1,0 +1,168 @@
+"""The decoder's weights: fused buffers, filled through views under their Hugging Face names.
+
+Query, key and value share one matrix, gate and up another. Rows of queries and keys are stored in interleaved order
+(Hugging Face: the two rotary halves of a head one after the other), so that rotary pairs are neighbours and rotation is
+one complex product; attention scores do not depend on the order.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opd_trainer.errors import ShapeMismatch
+from opd_trainer.rollout.embedded.shape import DecoderShape
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """One transformer layer; H = hidden, A = heads * head_dim, K = KV heads * head_dim, F = intermediate size.
+
+    Attributes:
+        input_norm: [H] RMSNorm before attention.
+        qkv: [A + 2K, H] fused projections.
+        qkv_bias: [A + 2K] or None.
+        q_norm: [head_dim] or None.
+        k_norm: [head_dim] or None.
+        output: [H, A] attention output projection.
+        output_bias: [H] or None.
+        mlp_norm: [H] RMSNorm before the MLP.
+        gate_up: [2F, H] fused projections.
+        gate_up_bias: [2F] or None.
+        down: [H, F].
+        down_bias: [H] or None.
+    """
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Tensor
+    output_bias: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Where a named tensor goes; `pairs` > 0 interleaves the rotary halves of heads with that many pairs."""
+
+    view: Tensor
+    pairs: int = 0
+
+    def fill(self, tensor: Tensor) -> None:
+        if self.pairs:
+            tensor = tensor.unflatten(0, (-1, 2, self.pairs)).transpose(1, 2).flatten(0, 2)
+        self.view.copy_(tensor)
+
+
+class DecoderWeights:
+    """Preallocated weights of one decoder.
+
+    Args:
+        shape: sizes and switches of the model.
+        dtype: number format of the weights and of the forward pass.
+        device: where they live.
+    """
+
+    def __init__(self, shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape = shape
+        self._options = {"dtype": dtype, "device": device}
+        self._slots: dict[str, _Slot] = {}
+        self._missing: set[str] = set()
+        self.embedding = self._tensor("model.embed_tokens.weight", shape.vocab_size, shape.hidden_size)
+        self.layers = [self._layer(f"model.layers.{index}") for index in range(shape.num_layers)]
+        self.final_norm = self._tensor("model.norm.weight", shape.hidden_size)
+        self.head = self.embedding
+        if not shape.tie_embeddings:
+            self.head = self._tensor("lm_head.weight", shape.vocab_size, shape.hidden_size)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The Hugging Face names of all tensors of the model."""
+        return frozenset(self._slots)
+
+    def begin(self) -> None:
+        """Expects every tensor anew."""
+        self._missing = set(self._slots)
+
+    def fill(self, bucket: Iterable[tuple[str, Tensor]]) -> None:
+        """Copies named tensors in; a name may come once between `begin` and `finish`.
+
+        Raises:
+            ShapeMismatch: a tensor that this model does not have, that came twice, or that has another shape.
+        """
+        for name, tensor in bucket:
+            if name not in self._missing:
+                state = "came twice" if name in self._slots else "is unknown to this model"
+                raise ShapeMismatch(f"weight sync: the tensor {name} {state}: the engine cannot tell what it is for")
+            slot = self._slots[name]
+            if tensor.shape != slot.view.shape:
+                raise ShapeMismatch(
+                    f"weight sync: {name} has shape {tuple(tensor.shape)} where the engine's model has "
+                    f"{tuple(slot.view.shape)}: engine and trainer do not use the same model"
+                )
+            slot.fill(tensor)
+            self._missing.remove(name)
+
+    def finish(self) -> None:
+        """Checks that every tensor came.
+
+        Raises:
+            ShapeMismatch: some did not; they are named.
+        """
+        if self._missing:
+            names = sorted(self._missing)
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            raise ShapeMismatch(
+                f"weight sync: {len(names)} tensors did not come: {', '.join(names[:_SHOWN])}{more}: "
+                "the engine would mix two versions of the weights"
+            )
+
+    def _tensor(self, name: str, *size: int) -> Tensor:
+        view = torch.zeros(size, **self._options)
+        self._slots[name] = _Slot(view)
+        return view
+
+    def _fused(self, parts: list[tuple[str, int, int]], *columns: int) -> Tensor:
+        whole = torch.zeros((sum(rows for _, rows, _ in parts), *columns), **self._options)
+        for (name, _, pairs), view in zip(parts, whole.split([rows for _, rows, _ in parts]), strict=True):
+            self._slots[name] = _Slot(view, pairs)
+        return whole
+
+    def _layer(self, prefix: str) -> LayerWeights:
+        shape, attention, mlp = self.shape, f"{prefix}.self_attn", f"{prefix}.mlp"
+        hidden, inner, pairs = shape.hidden_size, shape.intermediate_size, shape.head_dim // 2
+        query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+
+        def qkv(kind: str, *columns: int) -> Tensor:
+            parts = [("q_proj", query, pairs), ("k_proj", key, pairs), ("v_proj", key, 0)]
+            return self._fused([(f"{attention}.{name}.{kind}", rows, pair) for name, rows, pair in parts], *columns)
+
+        def gate_up(kind: str, *columns: int) -> Tensor:
+            return self._fused([(f"{mlp}.{name}.{kind}", inner, 0) for name in ("gate_proj", "up_proj")], *columns)
+
+        def head_norm(name: str) -> Tensor | None:
+            return self._fused([(f"{attention}.{name}.weight", shape.head_dim, pairs)]) if shape.qk_norm else None
+
+        return LayerWeights(
+            input_norm=self._tensor(f"{prefix}.input_layernorm.weight", hidden),
+            qkv=qkv("weight", hidden),
+            qkv_bias=qkv("bias") if shape.qkv_bias else None,
+            q_norm=head_norm("q_norm"),
+            k_norm=head_norm("k_norm"),
+            output=self._tensor(f"{attention}.o_proj.weight", hidden, query),
+            output_bias=self._tensor(f"{attention}.o_proj.bias", hidden) if shape.output_bias else None,
+            mlp_norm=self._tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
+            gate_up=gate_up("weight", hidden),
+            gate_up_bias=gate_up("bias") if shape.mlp_bias else None,
+            down=self._tensor(f"{mlp}.down_proj.weight", hidden, inner),
+            down_bias=self._tensor(f"{mlp}.down_proj.bias", hidden) if shape.mlp_bias else None,
+        )
