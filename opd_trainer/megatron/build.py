@@ -134,6 +134,8 @@ def build_model(
         raise ConfigError([Problem("megatron.sequence_parallel", "true", why, fix)])
     with quiet():
         module = _build_module(runtime, architecture, settings, megatron, transformer_engine)
+    # torch's norms take neither device nor dtype from Megatron's config.
+    module.to(device=runtime.device, dtype=DTYPES[settings.dtype])
     model = MegatronModel([module], architecture, runtime, transformer_engine, trainable)
     _mark_sharding(model)
     initialize(model, runtime.seed)
