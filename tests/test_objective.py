@@ -1,0 +1,296 @@
+"""What is scored, how weights and the OPD term follow the teacher's validity, minibatches and metrics."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from opd_trainer.errors import Incomparable, TeacherError, TrainingDiverged
+from opd_trainer.estimator.base import Estimator
+from opd_trainer.estimator.grpo import Grpo
+from opd_trainer.estimator.none import NoEstimator
+from opd_trainer.estimator.ppo import Ppo
+from opd_trainer.estimator.reinforce_plus_plus import ReinforcePlusPlus
+from opd_trainer.loss.config import Correction, KlApply, LossConfig, ReferenceConfig
+from opd_trainer.opd.config import (
+    OpdApply,
+    OpdConfig,
+    OpdType,
+    ScheduleConfig,
+    ScheduleKind,
+    StudentLogProb,
+)
+from opd_trainer.types import TokenBatch, UpdateResult
+from tests.laws.options import NAN, batch_of, live_log_probs, objective, scores
+
+OFF = OpdConfig(type=OpdType.off)
+RAGGED = [[1, 1, 1], [1, 0, 1, 1, 1], [1], [1, 1, 0, 1], [1, 1], [1, 1, 1, 1, 1, 1]]
+
+
+def updated(batch: TokenBatch, log_probs: Tensor, teacher: Tensor | None = None) -> UpdateResult:
+    return UpdateResult(
+        log_probs=log_probs,
+        entropy=torch.where(batch.mask, 0.25, NAN),
+        teacher=teacher,
+        loss=0.5,
+        grad_norm=2.0,
+        learning_rate=1e-3,
+        seconds={},
+        packing_efficiency=1.0,
+        num_micro_batches=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("estimator", "opd", "reference", "options", "needs"),
+    [
+        (Grpo(), OFF, ReferenceConfig(), LossConfig(), set()),
+        (Grpo(), OpdConfig(type=OpdType.megatron), ReferenceConfig(), LossConfig(), set()),
+        (Grpo(), OpdConfig(type=OpdType.sglang), ReferenceConfig(), LossConfig(), set()),
+        (Grpo(), OFF, ReferenceConfig(kl_coef=0.1), LossConfig(), {"reference"}),
+        (Grpo(), OFF, ReferenceConfig(kl_coef=0.1, apply=KlApply.reward), LossConfig(), {"reference", "old"}),
+        (Grpo(), OFF, ReferenceConfig(), LossConfig(updates_per_rollout=2), {"old"}),
+        (Grpo(), OFF, ReferenceConfig(), LossConfig(epochs_per_rollout=2), {"old"}),
+        (Grpo(), OFF, ReferenceConfig(), LossConfig(correction=Correction.tis), set()),
+        (Ppo(), OFF, ReferenceConfig(), LossConfig(), {"values"}),
+        (
+            Ppo(),
+            OpdConfig(type=OpdType.megatron, apply=OpdApply.before_normalization),
+            ReferenceConfig(),
+            LossConfig(),
+            {"values", "old", "teacher"},
+        ),
+        (
+            Grpo(),
+            OpdConfig(type=OpdType.megatron, student_log_prob=StudentLogProb.old),
+            ReferenceConfig(),
+            LossConfig(),
+            {"old", "teacher"},
+        ),
+        (
+            Grpo(),
+            OpdConfig(type=OpdType.megatron, student_log_prob=StudentLogProb.rollout),
+            ReferenceConfig(),
+            LossConfig(),
+            {"teacher"},
+        ),
+    ],
+)
+def test_what_must_be_scored_first(
+    estimator: Estimator, opd: OpdConfig, reference: ReferenceConfig, options: LossConfig, needs: set[str]
+) -> None:
+    assert objective(estimator, opd=opd, reference=reference, options=options).needs == needs
+
+
+def test_the_whole_loss_golden() -> None:
+    # One response of two tokens, rewards unused. q = 1. s = -1, -2; t = -2, -1.5; kl_coef 2: A = -2, 1.
+    # Reference KL k2 with r = -1.5, -2: 0.1 * (0.125, 0). Entropy 1 and 2 with coefficient 0.5. Loss = -A + KL - bonus.
+    batch = batch_of([[1, 1]], prompt_tokens=1, old=None)
+    chosen = objective(
+        NoEstimator(),
+        opd=OpdConfig(type=OpdType.megatron, kl_coef=2.0),
+        reference=ReferenceConfig(kl_coef=0.1),
+        options=LossConfig(entropy_coef=0.5),
+    )
+    batch = chosen.assign(batch).replace(
+        teacher=scores(torch.tensor([NAN, -2.0, -1.5])), reference=scores(torch.tensor([NAN, -1.5, -2.0]))
+    )
+    loss = pickle.loads(pickle.dumps(chosen.loss()))
+    assert loss.needs_entropy_gradient
+    found = loss(torch.tensor([NAN, -1.0, -2.0]), torch.tensor([NAN, 1.0, 2.0]), batch)
+    torch.testing.assert_close(found, torch.tensor([0.0, 2.0 + 0.0125 - 0.5, -1.0 - 1.0]))
+
+
+def test_mismatch_correction_multiplies_the_policy_loss_only() -> None:
+    # w = exp(s - b) = exp(-1 + 1.5), bounded by 1.5; A = 1.
+    batch = batch_of([[1]], prompt_tokens=0, old=None, rollout=scores(torch.tensor([-1.5])))
+    chosen = objective(
+        Grpo(), opd=OFF, options=LossConfig(correction=Correction.tis, correction_high=1.5, entropy_coef=1.0)
+    )
+    batch = chosen.assign(batch).replace(advantage=torch.ones(1))
+    found = chosen.loss()(torch.tensor([-1.0]), torch.tensor([0.25]), batch)
+    assert float(found) == pytest.approx(-1.5 - 0.25)
+
+
+def test_failed_tokens_keep_their_base_advantage_and_the_rest_is_a_mean() -> None:
+    batch = batch_of([[1, 1], [1, 1]], prompt_tokens=0)
+    teacher = torch.tensor([-1.0, -1.0, NAN, NAN])
+    chosen = objective(NoEstimator(), opd=OpdConfig(type=OpdType.sglang))
+    batch = chosen.assign(batch.replace(teacher=scores(teacher)))
+    assert batch.opd_weight is not None
+    assert batch.weight is not None
+    assert batch.opd_weight.tolist() == [2.0, 2.0, 0.0, 0.0]
+    final = chosen.loss().advantage(torch.tensor([-0.5, -1.0, -7.0, -7.0]), batch)
+    assert final.tolist() == [-1.0, 0.0, 0.0, 0.0]
+    # The weighted mean over all tokens is the plain mean over the scored ones: 0.5 / 2.
+    assert float((-final * batch.weight).sum()) == 0.25
+
+
+def test_an_inline_teacher_counts_everywhere_and_must_answer() -> None:
+    batch = batch_of([[1, 1], [1]], prompt_tokens=1, teacher=None)
+    chosen = objective(Grpo())
+    batch = chosen.assign(batch)
+    assert batch.opd_weight is not None
+    assert torch.equal(batch.opd_weight, batch.mask.float())
+    silent = batch.replace(teacher=scores(torch.full((batch.num_tokens,), NAN)))
+    with pytest.raises(TeacherError):
+        chosen.loss()(live_log_probs(batch), live_log_probs(batch), silent)
+
+
+def test_log_probs_of_different_temperatures_are_not_subtracted() -> None:
+    batch = batch_of([[1, 1]], prompt_tokens=0)
+    chosen = objective(Grpo(), temperature=0.7)
+    with pytest.raises(Incomparable):
+        chosen.loss()(live_log_probs(batch), live_log_probs(batch), chosen.assign(batch))
+
+
+def test_unknown_rewards_are_refused_unless_unused() -> None:
+    batch = batch_of([[1], [1]], reward=torch.tensor([1.0, NAN]))
+    with pytest.raises(TrainingDiverged):
+        objective(Grpo()).assign(batch)
+    for chosen in (objective(Grpo(), opd=OpdConfig(type=OpdType.megatron, only_reward=True)), objective(NoEstimator())):
+        assigned = chosen.assign(batch)
+        assert assigned.advantage is not None
+        assert not bool(assigned.advantage.any())
+        # The reward stays in the batch, for metrics.
+        assert float(assigned.reward[0]) == 1.0
+
+
+def test_whitening_comes_before_or_after_the_term_as_asked() -> None:
+    batch = batch_of(RAGGED)
+    after = objective(ReinforcePlusPlus(), opd=OpdConfig(type=OpdType.megatron, student_log_prob=StudentLogProb.old))
+    before = objective(ReinforcePlusPlus(), opd=OpdConfig(type=OpdType.megatron, apply=OpdApply.before_normalization))
+    plain = objective(ReinforcePlusPlus(), opd=OFF)
+    whitened = before.assign(batch).advantage
+    assert whitened is not None
+    assert float(whitened[batch.mask].mean()) == pytest.approx(0, abs=1e-6)
+    assert float(whitened[batch.mask].var(correction=0)) == pytest.approx(1, abs=1e-5)
+    kept, base = after.assign(batch).advantage, plain.assign(batch).advantage
+    assert kept is not None
+    assert base is not None
+    assert batch.old is not None
+    assert batch.teacher is not None
+    expected = base - torch.where(batch.mask, batch.old.minus(batch.teacher), 0.0)
+    torch.testing.assert_close(kept, expected)
+
+
+def test_returns_hold_the_term_only_when_asked() -> None:
+    batch = batch_of(RAGGED)
+    off = objective(Ppo(), opd=OFF).assign(batch).returns
+    apart = objective(Ppo(), opd=OpdConfig(type=OpdType.megatron)).assign(batch).returns
+    inside = objective(Ppo(), opd=OpdConfig(type=OpdType.megatron, in_returns=True)).assign(batch)
+    assert off is not None
+    assert apart is not None
+    assert inside.returns is not None
+    assert torch.equal(off, apart)
+    # With gamma = lambda = 1 a return is the sum of the rewards to go: the first token's falls by the sum of the term.
+    assert batch.old is not None
+    assert batch.teacher is not None
+    term = torch.where(batch.mask, batch.old.minus(batch.teacher), 0.0)
+    for sequence in range(batch.num_sequences):
+        tokens = (batch.seq == sequence) & batch.mask
+        torch.testing.assert_close((off - inside.returns)[tokens][0], term[tokens].sum())
+
+
+def test_live_and_frozen_student_log_probs_agree_on_the_first_update() -> None:
+    batch = batch_of(RAGGED)
+    assert batch.old is not None
+    live = objective(Grpo())
+    frozen = objective(Grpo(), opd=OpdConfig(type=OpdType.megatron, student_log_prob=StudentLogProb.old))
+    first = live.loss().advantage(batch.old.log_probs, live.assign(batch))
+    second = frozen.loss().advantage(batch.old.log_probs, frozen.assign(batch))
+    torch.testing.assert_close(first, second)
+
+
+def test_one_update_per_rollout_is_the_batch_itself() -> None:
+    chosen = objective(Grpo())
+    batch = chosen.assign(batch_of(RAGGED))
+    assert chosen.minibatches(batch) == [batch]
+
+
+def test_minibatches_cover_each_epoch_once_in_a_seeded_order() -> None:
+    options = LossConfig(updates_per_rollout=2, epochs_per_rollout=3)
+
+    def split(seed: int, step: int) -> list[list[float]]:
+        chosen = objective(Grpo(), options=options, seed=seed)
+        batch = chosen.assign(batch_of(RAGGED))
+        for _ in range(step - 1):
+            batch = chosen.assign(batch_of(RAGGED))
+        parts = chosen.minibatches(batch)
+        for part in parts:
+            assert part.weight is not None
+            assert float(part.weight.sum()) == pytest.approx(1)
+        return [part.reward.tolist() for part in parts]
+
+    first = split(0, 1)
+    assert len(first) == 6
+    everything = sorted(batch_of(RAGGED).reward.tolist())
+    for epoch in range(3):
+        assert sorted(first[2 * epoch] + first[2 * epoch + 1]) == everything
+    assert split(0, 1) == first
+    assert split(0, 2) != first
+    assert split(1, 1) != first
+
+
+def test_more_updates_than_sequences_are_as_many_as_sequences() -> None:
+    chosen = objective(Grpo(), options=LossConfig(updates_per_rollout=8))
+    assert len(chosen.minibatches(chosen.assign(batch_of([[1], [1, 1]])))) == 2
+
+
+def test_metrics_golden() -> None:
+    # Inline teacher; s = -1, -2, b = -1.5, -2, t = -2, -1.5, o = -1, -1.5; base advantage 0; kl_coef 1: A = -1, 0.5.
+    # q = 1, exp(-0.5) = 0.6065307 (not clipped, since A > 0). pg = (1 - 0.5 * 0.6065307) / 2.
+    # approx_kl = k3(s - o) = (0 + e^0.5 - 1 - 0.5) / 2.
+    batch = batch_of(
+        [[1, 1]],
+        prompt_tokens=1,
+        teacher=None,
+        old=scores(torch.tensor([NAN, -1.0, -1.5])),
+        rollout=scores(torch.tensor([NAN, -1.5, -2.0])),
+    )
+    chosen = objective(NoEstimator(), opd=OpdConfig(type=OpdType.megatron))
+    batch = chosen.assign(batch)
+    result = updated(batch, torch.tensor([NAN, -1.0, -2.0]), torch.tensor([NAN, -2.0, -1.5]))
+    values = chosen.metrics(batch, result).values()
+    expected = {
+        "train/loss": 0.5,
+        "train/grad_norm": 2.0,
+        "train/lr": 1e-3,
+        "train/pg_loss": (1 - 0.5 * 0.6065307) / 2,
+        "train/clip_fraction": 0.0,
+        "train/advantage": -0.25,
+        "train/approx_kl": (1.6487213 - 1.5) / 2,
+        "train/rollout_log_prob_diff": 0.25,
+        "rollout/entropy": 0.25,
+        "opd/reverse_kl": 0.25,
+        "opd/kl_coef": 1.0,
+        "opd/advantage_share": 1.0,
+    }
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+    assert "train/kl_loss" not in values
+
+
+def test_metrics_without_opd_have_none_of_it() -> None:
+    chosen = objective(Grpo(), opd=OFF, reference=ReferenceConfig(kl_coef=0.1))
+    batch = chosen.assign(batch_of(RAGGED))
+    values = chosen.metrics(batch, updated(batch, live_log_probs(batch))).values()
+    assert values["train/kl_loss"] > 0
+    assert not any(name.startswith("opd/") for name in values)
+
+
+def test_the_controller_follows_the_measured_kl_and_resumes() -> None:
+    opd = OpdConfig(type=OpdType.megatron, schedule=ScheduleConfig(kind=ScheduleKind.target_kl, target=0.01))
+    batch = batch_of(RAGGED)
+    whole, resumed = objective(Grpo(), opd=opd), objective(Grpo(), opd=opd)
+
+    def step(chosen, seed: int) -> float:
+        assigned = chosen.assign(batch)
+        chosen.metrics(assigned, updated(assigned, live_log_probs(batch, seed)))
+        return chosen.loss().kl_coef
+
+    for seed in range(3):
+        step(whole, seed)
+    resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    assert step(resumed, 3) == step(whole, 3) != 1.0
