@@ -1,7 +1,9 @@
 """The demo's task: chains of additions and subtractions with a worked answer, and a tokenizer of one character each.
 
-Prompt ``37+58-19=``, response ``37+58=59;-19=67\\n#### 76``: the working writes each running total lowest digit first,
-so that a carry is known before the digit that it changes; the answer after ``####`` is in the usual order.
+Prompt ``37+58-19=``, response ``+785+359-596-917\\n#### 76``. The working is column arithmetic: for each operation and
+column, lowest digit first, the sign, the two digits, and the digit that results with the carry of the column before: 7+8
+gives 5, 3+5 gives 9, then 5-9 gives 6, 9-1 gives 7. Each digit follows from the few tokens before it, so that a tiny model
+learns it in a minute; with running totals alone (``37+58=95``) it takes several times as long.
 """
 
 import json
@@ -15,7 +17,7 @@ from opd_trainer.errors import DataError
 ANSWER_MARK = "####"
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 VOCABULARY = (PAD, EOS, UNKNOWN, *"0123456789+-=; \n", ANSWER_MARK)
-LARGEST_OPERAND = 99
+SMALLEST, LARGEST = 10, 99
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Problem:
     """A chain such as 37 + 58 - 19.
 
     Attributes:
-        terms: signed operands, the first positive; every running total is >= 0.
+        terms: signed operands, the first positive; operands and running totals have two digits each.
     """
 
     terms: tuple[int, ...]
@@ -46,9 +48,16 @@ class Problem:
     @property
     def response(self) -> str:
         """The worked answer."""
-        steps = zip(self.terms[1:], self.totals[1:], strict=True)
-        working = ";".join(f"{term:+d}={str(total)[::-1]}" for term, total in steps)
-        return f"{self.terms[0]}{working}\n{ANSWER_MARK} {self.label}"
+        steps = zip(self.totals, self.terms[1:], self.totals[1:], strict=False)
+        working = "".join(columns(total, term, result) for total, term, result in steps)
+        return f"{working}\n{ANSWER_MARK} {self.label}"
+
+
+def columns(total: int, term: int, result: int) -> str:
+    """The working of ``total + term = result`` for numbers of two digits, lowest digit first."""
+    sign = "+" if term > 0 else "-"
+    digits = zip(str(total)[::-1], str(abs(term))[::-1], str(result)[::-1], strict=True)
+    return "".join(sign + "".join(column) for column in digits)
 
 
 def draw_problems(count: int, num_operands: int, seed: int) -> list[Problem]:
@@ -62,8 +71,8 @@ def draw_problems(count: int, num_operands: int, seed: int) -> list[Problem]:
     misses = 0
     while len(problems) < count:
         signs = [1, *(generator.choice((1, -1)) for _ in range(num_operands - 1))]
-        problem = Problem(tuple(sign * generator.randint(1, LARGEST_OPERAND) for sign in signs))
-        if min(problem.totals) < 0 or problem in problems:
+        problem = Problem(tuple(sign * generator.randint(SMALLEST, LARGEST) for sign in signs))
+        if min(problem.totals) < SMALLEST or max(problem.totals) > LARGEST or problem in problems:
             misses += 1
             if misses > 100 * count + 1000:
                 raise DataError(

@@ -1,11 +1,10 @@
 import json
 import random
-import re
 
 import pytest
 from transformers import AutoTokenizer
 
-from opd_trainer.demo.arithmetic import VOCABULARY, Problem, draw_problems, save_tokenizer, write_dataset
+from opd_trainer.demo.arithmetic import VOCABULARY, Problem, columns, draw_problems, save_tokenizer, write_dataset
 from opd_trainer.demo.config import DemoConfig
 from opd_trainer.errors import DataError
 
@@ -21,7 +20,7 @@ def test_problem_by_hand():
     problem = Problem((37, 58, -19))
     assert problem.prompt == "37+58-19="
     assert problem.label == "76"
-    assert problem.response == "37+58=59;-19=67\n#### 76"
+    assert problem.response == "+785+359-596-917\n#### 76"
 
 
 @pytest.mark.parametrize("num_operands", [2, 3, 4])
@@ -31,10 +30,17 @@ def test_problems_are_true_different_and_never_below_zero(num_operands):
     for problem in problems:
         # Python itself is the judge of the prompt's value.
         assert eval(problem.prompt[:-1]) == int(problem.label)
-        assert min(problem.totals) >= 0
-        last_working = re.split("=", problem.response.split("\n")[0])[-1]
-        assert last_working[::-1] == problem.label
-        assert all(1 <= abs(term) <= 99 for term in problem.terms)
+        assert all(10 <= number <= 99 for number in [*problem.totals, *map(abs, problem.terms)])
+        working, answer = problem.response.split("\n")
+        assert answer == f"#### {problem.label}"
+        assert len(working) == 8 * (num_operands - 1)
+        # The last two columns spell the answer, lowest digit first.
+        assert working[-1] + working[-5] == problem.label
+
+
+def test_columns_with_carry_and_borrow():
+    assert columns(37, 58, 95) == "+785+359"
+    assert columns(95, -19, 76) == "-596-917"
 
 
 def test_draw_is_seeded_and_prefix_stable():
