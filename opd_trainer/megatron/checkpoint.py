@@ -1,12 +1,13 @@
 """Megatron torch_dist checkpoints: weights, optimizer, schedule and RNG, bit-exact on resume; or weights alone.
 
-A checkpoint is one directory. The worker adds the model's Hugging Face config.json and tokenizer to it, so that it can be
-loaded as a model without anything else.
+A checkpoint is one directory. The worker adds the model's Hugging Face config.json and tokenizer to it, so that it can
+be loaded as a model without anything else.
 """
 
 import contextlib
 import copy
 import random
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from opd_trainer.errors import CheckpointError
 from opd_trainer.megatron.build import MegatronModel
-from opd_trainer.megatron.compat import cpu_tensors
+from opd_trainer.megatron.compat import cpu_tensors, inline_checkpoint_writer
 from opd_trainer.megatron.optimizer import Optimizer
 from opd_trainer.megatron.runtime import MegatronRuntime
 
@@ -32,7 +33,7 @@ def save(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None:
 
     state = _training_state(model, optimizer, is_loading=False)
     strategy = TorchDistSaveShardedStrategy(FORMAT, 1, thread_count=1)
-    with cpu_tensors():
+    with _quietly(), inline_checkpoint_writer():
         dist_checkpointing.save(state, str(directory), strategy)
 
 
@@ -88,15 +89,25 @@ def _training_state(model: MegatronModel, optimizer: Optimizer, *, is_loading: b
 
 
 @contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Lets Megatron read or write files, without the warnings of torch that only Megatron's authors can act on."""
+    with warnings.catch_warnings(), cpu_tensors():
+        warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
+        yield
+
+
+@contextlib.contextmanager
 def _told_as_user_error(directory: Path) -> Iterator[None]:
     from megatron.core.dist_checkpointing.core import CheckpointingException
+    from torch.distributed.checkpoint import CheckpointException
 
     try:
-        with cpu_tensors():
+        with _quietly():
             yield
-    except (CheckpointingException, FileNotFoundError, KeyError) as error:
+    except (CheckpointingException, CheckpointException, FileNotFoundError, KeyError) as error:
+        failures = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
         raise CheckpointError(
-            f"{directory}: cannot be loaded as a Megatron checkpoint of this model: {type(error).__name__}: {error}. "
+            f"{directory}: cannot be loaded as a Megatron checkpoint of this model: {[*failures, error][0]}. "
             "Name a directory that this trainer wrote, for a model of the same shape"
         ) from error
 

@@ -4,10 +4,12 @@ Remove an entry once the oldest Megatron-core that we support no longer needs it
 """
 
 import contextlib
+import inspect
+import queue
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -99,7 +101,39 @@ def cpu_compat() -> Iterator[None]:
         yield
 
 
-def _replace(stack: contextlib.ExitStack, module: ModuleType, attributes: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def inline_checkpoint_writer() -> Iterator[None]:
+    """Makes Megatron write checkpoints in the process that saves, with or without a GPU.
+
+    Symptoms: each save forks writers, and the first one spawns a server that stays for the life of the process and runs
+    the main script once more; neither may be started from a daemonic process, and the fork hangs with some threads.
+    Remove when: torch_dist has a synchronous writer.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    writer = filesystem_async.FileSystemWriterAsync
+
+    def write(transforms: Any, _use_msc: bool, _rank: int, buckets: list[Any], results: queue.Queue[Any]) -> None:
+        written: dict[int, Any] = {}
+        for index, bucket in enumerate(buckets):
+            done: queue.Queue[Any] = queue.Queue()
+            count: Any = queue.Queue()
+            count.put(index)
+            writer.write_preloaded_data(transforms, index, bucket, cast(Any, done), count, use_fsync=True)
+            _, outcome = done.get()
+            if isinstance(outcome, Exception):
+                results.put(outcome)
+                return
+            written[index] = outcome
+        results.put(written)
+
+    with contextlib.ExitStack() as stack:
+        _replace(stack, filesystem_async, {"_results_queue": queue.Queue()})
+        _replace(stack, writer, {"write_preloaded_data_multiproc": staticmethod(write)})
+        yield
+
+
+def _replace(stack: contextlib.ExitStack, owner: Any, attributes: Mapping[str, Any]) -> None:
     for name, value in attributes.items():
-        stack.callback(setattr, module, name, getattr(module, name))
-        setattr(module, name, value)
+        stack.callback(setattr, owner, name, inspect.getattr_static(owner, name))
+        setattr(owner, name, value)

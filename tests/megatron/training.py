@@ -81,9 +81,9 @@ def write_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
 def batch(prompts: Sequence[int] = PROMPTS, responses: Sequence[int] = RESPONSES, seed: int = 1) -> TokenBatch:
     """Random sequences; response tokens are unmasked, with random advantages and weights. Masked ones hold NaN."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor([p + r for p, r in zip(prompts, responses, strict=True)])
+    lengths = torch.tensor([p + r for p, r in zip(prompts, responses, strict=True)], dtype=torch.int64)
     seq, positions = jagged.seq_from_lengths(lengths), jagged.positions(lengths)
-    mask = positions >= torch.tensor(prompts)[seq]
+    mask = positions >= torch.tensor(prompts, dtype=torch.int64)[seq]
     total, count = int(lengths.sum()), len(lengths)
     advantage = torch.randn(total, generator=generator)
     return TokenBatch(
