@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from opd_trainer.errors import CheckpointError
+from opd_trainer.files import write_atomically
 from opd_trainer.protocols import Learner
 
 LATEST = "latest_checkpointed_iteration.txt"
@@ -148,13 +149,3 @@ class Checkpoints:
         kept = sorted(number for number in found if number <= finished)[-self.keep :]
         for number in found.keys() - kept:
             shutil.rmtree(found[number])
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text`, durably: a crash leaves either the old or the new content."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -1,11 +1,11 @@
-"""Where samples come from: prompts, generation, and the judges (rewards, server teachers) that score samples as they land.
+"""Where samples come from: prompts, generation, and the judges (rewards, server teachers) that score samples.
 
 N = samples of a step, T = their tokens laid end to end (prompt and response).
 """
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +19,17 @@ from opd_trainer.protocols import RolloutEngine
 from opd_trainer.tracking.tracker import StepLog
 from opd_trainer.types import Finish, Prompt, Request, Sample, Sampling, Scores, TokenBatch
 
-Judge = Callable[[Sample], Awaitable[Sample]]
-"""Adds a reward or a server teacher's log-probs to a sample; a failure is a status on the sample, never an exception."""
+
+class Judge(Protocol):
+    """Adds a reward or a server teacher's log-probs to samples; a failure is a status, never an exception."""
+
+    async def score(self, sample: Sample) -> Sample:
+        """The sample with what the judge knows."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """What happened since the last call."""
+        ...
 
 
 class Experience(Protocol):
@@ -136,13 +145,15 @@ class OnPolicyExperience:
         usable = [s for s in samples if s.reward == s.reward and s.finish is not Finish.abort]
         batch = collate(usable, self.sampling.temperature)
         log.add(describe(usable, len(requests) - len(usable)))
+        for judge in self.judges:
+            log.add(judge.metrics())
         log.samples(usable)
         return batch
 
     async def judge(self, sample: Sample) -> Sample:
         """Each judge in turn adds what it knows."""
         for judge in self.judges:
-            sample = await judge(sample)
+            sample = await judge.score(sample)
         return sample
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as a run of the same loop: rows instead of rollouts, negative log-likelihood instead of advantages.
+"""Supervised fine-tuning as a run of the same loop: rows for rollouts, log-likelihood for advantages.
 
 N = rows of a step, T = their tokens (prompt, response and end-of-sequence) laid end to end.
 """
@@ -47,7 +47,9 @@ class SupervisedExperience:
         return TokenBatch(
             tokens=torch.cat([part for p, r in pairs for part in (p.tokens, r)]),
             seq=jagged.seq_from_lengths(lengths),
-            mask=torch.cat([part for p, r in pairs for part in (torch.zeros(len(p.tokens)), torch.ones(len(r)))]).bool(),
+            mask=torch.cat(
+                [part for p, r in pairs for part in (torch.zeros(len(p.tokens)), torch.ones(len(r)))]
+            ).bool(),
             group=torch.arange(len(prompts)),
             reward=torch.full((len(prompts),), float("nan")),
             truncated=torch.zeros(len(prompts), dtype=torch.bool),

@@ -1,0 +1,112 @@
+"""Builds what `demo:` paths name, once per recipe: data, tokenizer, a teacher, and an early snapshot of it as student."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+
+from opd_trainer.config import CheckpointConfig, Config
+from opd_trainer.data.config import DataConfig
+from opd_trainer.demo import arithmetic
+from opd_trainer.demo.config import DemoConfig
+from opd_trainer.estimator.none import NoEstimator
+from opd_trainer.eval.config import EvalConfig
+from opd_trainer.model.config import ModelConfig
+from opd_trainer.opd.config import OpdConfig, OpdType
+from opd_trainer.task.config import SftTask
+
+SCHEME = "demo:"
+RECIPE_VERSION = 1
+"""Raised when the code behind a recipe changes what it builds."""
+
+FILES = {
+    "teacher": "teacher",
+    "student": "student",
+    "train": "data/train.jsonl",
+    "heldout": "data/heldout.jsonl",
+}
+"""What a `demo:` path may name, and where it lies below the recipe's folder."""
+
+Node = TypeVar("Node")
+
+
+def folder_of(demo: DemoConfig) -> Path:
+    """Where everything of a recipe lies; its name changes with the recipe."""
+    recipe = dataclasses.asdict(demo) | {"cache": "", "version": RECIPE_VERSION}
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return Path(demo.cache) / f"arithmetic-{digest[:8]}"
+
+
+def prepared(config: Config, train: Callable[[Config, Path], None]) -> Config:
+    """`config` with every `demo:` path replaced by the real one, after building what is missing.
+
+    Args:
+        config: of the run; returned unchanged where it has no demo.
+        train: runs a supervised job: (its configuration, its run directory).
+    """
+    if config.demo is None:
+        return config
+    folder = folder_of(config.demo)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Several jobs of a sweep may want the same models at the same moment.
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():
+            build(config, folder, train)
+    return with_real_paths(config, folder)
+
+
+def build(config: Config, folder: Path, train: Callable[[Config, Path], None]) -> None:
+    """Builds a recipe in a hidden folder and moves it into place once it is complete."""
+    assert config.demo is not None
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    arithmetic.write_dataset(partial / "data", config.demo)
+    arithmetic.save_tokenizer(partial / "tokenizer")
+    train(supervised(config, config.demo, partial), partial / "run")
+    shutil.rmtree(partial / "run" / "checkpoints")
+    os.replace(partial / "run" / "model", partial / "teacher")
+    os.replace(partial / "run" / "snapshot", partial / "student")
+    os.replace(partial, folder)
+
+
+def supervised(config: Config, demo: DemoConfig, folder: Path) -> Config:
+    """The supervised job that trains the teacher and, on the way, takes the student's snapshot."""
+    return dataclasses.replace(
+        config,
+        name="demo",
+        task=SftTask(
+            batch_size=demo.batch_size,
+            eval_every=demo.eval_every,
+            stop_accuracy=demo.teacher_accuracy,
+            snapshot_accuracy=demo.student_accuracy,
+        ),
+        seed=demo.seed,
+        steps=demo.max_steps,
+        checkpoint=CheckpointConfig(every=0, keep=1),
+        estimator=NoEstimator(),
+        opd=OpdConfig(type=OpdType.off),
+        teachers={},
+        model=ModelConfig(huggingface=str(folder / "tokenizer"), architecture=demo.architecture),
+        megatron=demo.megatron,
+        data=DataConfig(path=str(folder / "data" / "train.jsonl")),
+        eval=EvalConfig(datasets={"heldout": DataConfig(path=str(folder / "data" / "heldout.jsonl"))}),
+        demo=None,
+    )
+
+
+def with_real_paths(node: Node, folder: Path) -> Node:
+    """A copy of a configuration, with `demo:` paths replaced at every depth."""
+    if isinstance(node, str) and node.startswith(SCHEME):
+        return str(folder / FILES[node.removeprefix(SCHEME)])  # type: ignore[return-value]
+    if isinstance(node, dict):
+        return {key: with_real_paths(value, folder) for key, value in node.items()}  # type: ignore[return-value]
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        fields = {f.name: with_real_paths(getattr(node, f.name), folder) for f in dataclasses.fields(node) if f.init}
+        return dataclasses.replace(node, **fields)
+    return node

@@ -1,0 +1,99 @@
+"""Held-out evaluation of a run: accuracy, and reverse KL to the teacher on fixed prompts, before and after."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from opd_trainer.eval.evaluator import Evaluator
+from opd_trainer.experience import collate, requests_for
+from opd_trainer.metrics import Metrics
+from opd_trainer.protocols import Learner, RolloutEngine
+from opd_trainer.tracking.summary import Evaluated
+from opd_trainer.tracking.tracker import Tracker
+from opd_trainer.types import Prompt, Sampling
+
+PROBE = "eval/reverse_kl"
+
+
+@dataclass(slots=True)
+class ReverseKlProbe:
+    """Reverse KL of the student to its inline teacher on responses to fixed held-out prompts.
+
+    Responses are drawn from the current student with fixed seeds, so that two evaluations of the same weights agree
+    exactly. The estimate is the mean over all response tokens of log p_student(y_t) - log p_teacher(y_t), both computed
+    by the training workers.
+    """
+
+    prompts: Sequence[Prompt]
+    samples_per_prompt: int
+    sampling: Sampling
+    seed: int
+    learner: Learner
+
+    async def measure(self, engine: RolloutEngine) -> float:
+        """Nats per token."""
+        requests = requests_for(self.prompts, self.samples_per_prompt, self.seed, "reverse_kl")
+        order = {(request.prompt.id, request.index): rank for rank, request in enumerate(requests)}
+        samples = [sample async for sample in engine.generate(requests, self.sampling)]
+        batch = collate(sorted(samples, key=lambda s: order[s.prompt.id, s.index]), self.sampling.temperature)
+        student = await self.learner.score(batch, "student")
+        teacher = await self.learner.score(batch, "teacher")
+        difference = torch.where(batch.mask, student - teacher, 0.0)
+        return float(difference.double().sum() / batch.mask.sum())
+
+
+@dataclass(slots=True)
+class RunEvaluation:
+    """When and how a run is evaluated; implements what the loop asks for.
+
+    Attributes:
+        evaluator: grades answers to held-out prompts.
+        probe: measures the reverse KL; None without an inline teacher.
+        engine: has the student's weights.
+        tracker: keeps the results for the summary.
+        every: steps between evaluations; 0 evaluates only after the last step.
+        directory: `eval_<step>.jsonl` with every answer goes here.
+    """
+
+    evaluator: Evaluator
+    probe: ReverseKlProbe | None
+    engine: RolloutEngine
+    tracker: Tracker
+    every: int
+    directory: Path
+
+    async def __call__(self, step: int, *, last: bool) -> Metrics:
+        """Evaluates the weights after `step` steps when one is due."""
+        if not last and not (self.every and step % self.every == 0):
+            return Metrics()
+        return await self.student(step, Evaluated.after if last else None)
+
+    async def student(self, step: int, who: Evaluated | None) -> Metrics:
+        """Evaluates the student; `who` says as what the summary keeps it."""
+        with self.tracker.time("evaluate"):
+            metrics = await self._graded(self.engine, f"{step:07d}")
+            if self.probe is not None:
+                metrics.put(PROBE, await self.probe.measure(self.engine))
+        values = metrics.values()
+        if who is not None:
+            self.tracker.evaluated(who, self.evaluator.accuracy(values), values.get(PROBE))
+        return metrics
+
+    async def teacher(self, engine: RolloutEngine) -> None:
+        """Evaluates the teacher, with an engine of its own that has its weights."""
+        with self.tracker.time("evaluate"):
+            metrics = await self._graded(engine, "teacher")
+        self.tracker.evaluated(Evaluated.teacher, self.evaluator.accuracy(metrics.values()))
+
+    async def _graded(self, engine: RolloutEngine, label: str) -> Metrics:
+        report = await self.evaluator.run(engine)
+        path = self.directory / f"eval_{label}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(
+                json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in report.records
+            )
+        return report.metrics

@@ -1,0 +1,90 @@
+"""`task=sft`: supervised fine-tuning through the same loop, workers and checkpoints as distillation."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from opd_trainer import build
+from opd_trainer.checkpoint import Checkpoints
+from opd_trainer.config import Config
+from opd_trainer.controller import Controller
+from opd_trainer.eval.evaluator import Evaluator
+from opd_trainer.evaluation import RunEvaluation
+from opd_trainer.metrics import Metrics
+from opd_trainer.protocols import Learner
+from opd_trainer.reward.pool import RewardPool
+from opd_trainer.supervised import NoRollout, SupervisedExperience, SupervisedObjective
+from opd_trainer.task.config import SftTask
+from opd_trainer.tracking.summary import Evaluated
+from opd_trainer.tracking.tracker import Tracker
+
+
+@dataclass(slots=True)
+class EvaluateAndStop:
+    """Evaluates every so many steps, takes the snapshot and ends the run where the task says so."""
+
+    task: SftTask
+    evaluation: RunEvaluation
+    learner: Learner
+    checkpoint: Checkpoints
+    snapshot: Path
+
+    async def __call__(self, step: int, *, last: bool) -> Metrics:
+        """See the class; nothing is due between `eval_every` steps."""
+        if not last and step % self.task.eval_every != 0:
+            return Metrics()
+        await self.evaluation.engine.load(self.learner.weights(version=step))
+        metrics = await self.evaluation.student(step, Evaluated.after)
+        accuracy = min(self.evaluation.evaluator.accuracy(metrics.values()).values(), default=0.0)
+        wanted = self.task.snapshot_accuracy
+        if wanted is not None and accuracy >= wanted and not self.snapshot.exists():
+            await self.learner.export(self.snapshot)
+        if self.task.stop_accuracy is not None and accuracy >= self.task.stop_accuracy:
+            self.checkpoint.stop_after(step - 1)
+        return metrics
+
+
+async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
+    """Trains on `data` until the last step or `task.stop_accuracy`; writes the model to `output_dir`/model."""
+    assert isinstance(config.task, SftTask)
+    vocabulary = build.vocabulary_of(config.model)
+    prompts = build.load_data(config, vocabulary)
+    workers = build.Workers(config)
+    learner = build.build_learner(config, vocabulary, workers)
+    engine = build.build_engine(config, vocabulary, workers)
+    reward = RewardPool(config.reward, config.rollout.samples_per_prompt)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(reward.close)
+        for part in (learner, engine):
+            stack.push_async_callback(part.close)
+            await part.start()
+        checkpoint = Checkpoints(
+            output_dir / "checkpoints", config.checkpoint.every, config.checkpoint.keep, config.steps
+        )
+        sampling = build.evaluation_sampling(config, vocabulary)
+        evaluation = RunEvaluation(
+            evaluator=Evaluator(config.eval, prompts.held_out, reward, sampling, config.seed),
+            probe=None,
+            engine=engine,
+            tracker=tracker,
+            every=config.task.eval_every,
+            directory=output_dir,
+        )
+        controller = Controller(
+            experience=SupervisedExperience(
+                stream=prompts.stream(),
+                encode=lambda text: vocabulary.tokenizer(text, add_special_tokens=False)["input_ids"],
+                eos_token_id=vocabulary.tokenizer.eos_token_id,
+                response_key=config.task.response_key,
+                batch_size=config.task.batch_size,
+            ),
+            objective=SupervisedObjective(),
+            learner=learner,
+            engine=NoRollout(),
+            evaluate=EvaluateAndStop(config.task, evaluation, learner, checkpoint, output_dir / "snapshot"),
+            tracker=tracker,
+            checkpoint=checkpoint,
+        )
+        tracker.truncate_after(await checkpoint.restore(controller) - 1)
+        await controller.fit()
+        await learner.export(output_dir / "model")
