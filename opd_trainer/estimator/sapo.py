@@ -13,7 +13,7 @@ from opd_trainer.loss.sapo import SapoLoss
 class Sapo(Grpo):
     """GRPO's advantage, a sigmoid gate in place of the clip and a mean over sequences."""
 
-    source: ClassVar[str] = "arXiv 2511.20347, eq. 5-6"
+    source: ClassVar[str] = "arXiv 2511.20347"
 
     loss: PolicyLoss = field(default_factory=SapoLoss)
     """The policy loss."""

@@ -17,7 +17,7 @@ class Aggregation(StrEnum):
     """How token losses become one number."""
 
     token_mean = auto()
-    """Mean over all unmasked tokens of the optimizer step (DAPO, arXiv 2503.14476, eq. 8)."""
+    """Mean over all unmasked tokens of the optimizer step (DAPO, arXiv 2503.14476, section 3.3)."""
     sequence_mean = auto()
     """Mean over sequences of each one's token mean (GRPO, arXiv 2402.03300, eq. 3)."""
     constant = auto()

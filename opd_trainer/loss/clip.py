@@ -1,7 +1,7 @@
 """The clipped surrogate of PPO with asymmetric bounds and an optional dual clip.
 
-T = tokens. PPO: arXiv 1707.06347, eq. 7. Asymmetric bounds ("clip-higher"): DAPO, arXiv 2503.14476, eq. 10.
-Dual clip: arXiv 1912.09729, eq. 8.
+T = tokens. PPO: arXiv 1707.06347, eq. 7. Asymmetric bounds ("clip-higher"): DAPO, arXiv 2503.14476, section 3.1.
+Dual clip: arXiv 1912.09729.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """SAPO: a smooth gate in place of the clip.
 
-T = tokens. Soft Adaptive Policy Optimization, arXiv 2511.20347, eq. 5-6.
+T = tokens. Soft Adaptive Policy Optimization, arXiv 2511.20347.
 """
 
 from dataclasses import dataclass
