@@ -29,9 +29,9 @@ def name_of(file: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def compose() -> Iterator[Composer]:
+def compose() -> Composer:
     with composer(Source(CONF)) as found:
-        yield found
+        return found
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

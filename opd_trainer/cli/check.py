@@ -19,7 +19,7 @@ from opd_trainer.data.config import DataConfig
 from opd_trainer.errors import ConfigError, OpdError, Problem
 from opd_trainer.model.config import ModelConfig
 
-MOUNTS = {ModelConfig: "model=base", DataConfig: "data=jsonl"}
+MOUNTS = {ModelConfig: "model=base", DataConfig: "data=file"}
 """Schemas that appear when one of their keys is set: `eval.datasets.math.path=...` needs no `+data@...` before."""
 
 
@@ -30,16 +30,16 @@ class Checked:
     Attributes:
         config: the configuration, None where there are problems that forbid building it.
         run_dir: where Hydra would put a single run of it; "" where there are problems.
-        overrides: what Hydra is to be given.
-        mounts: those of them that were added here.
+        mounts: overrides that Hydra needs besides those of the user.
+        added: keys of open dictionaries that are not there yet, for which Hydra wants `++`.
         parsed: the overrides that could be read.
         problems: everything that is wrong.
     """
 
     config: Config | None
     run_dir: str
-    overrides: list[str]
     mounts: list[str]
+    added: frozenset[str]
     parsed: list[Override]
     problems: list[Problem]
 
@@ -53,6 +53,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ends = {key.rpartition(".")[2]: key for key in candidates}
     near_end = [ends[end] for end in difflib.get_close_matches(last, ends, n=2, cutoff=0.75)]
     found = list(dict.fromkeys([*same_end, *near, *near_end]))[:4]
+    found.sort(key=lambda key: difflib.SequenceMatcher(None, name, key).ratio(), reverse=True)
     return f"Did you mean {' or '.join(found)}?" if found else "conf/README.md lists every key"
 
 
@@ -83,6 +84,15 @@ def without_nulls(composer: Composer, override: Override) -> str:
     if composer.is_group(override.key_or_group) and not is_hydras(override) and override.value() is None:
         return text if override.is_delete() else f"~{override.get_key_element().lstrip('+~')}"
     return text
+
+
+def several_values(override: Override) -> Iterator[Problem]:
+    """A sweep where a single run is meant."""
+    if override.is_sweep_override():
+        text = override.input_line or ""
+        yield Problem(
+            override.key_or_group, f"several values, {text}", "one run takes one", f"Add -m to run each: -m {text}"
+        )
 
 
 def group_problem(composer: Composer, override: Override) -> Problem | None:
@@ -214,6 +224,13 @@ def build(config: DictConfig) -> tuple[Config | None, list[Problem]]:
     return built, []
 
 
+def mounts_for(steps: Iterable[Step]) -> list[str]:
+    """Overrides that bring the schemas of `MOUNTS` into being where keys below them are set."""
+    unset = {at: schema for step in steps if step.hint is not None for at, schema in step.unset.items()}
+    chosen = {at: MOUNTS[schema].split("=") for at, schema in unset.items() if schema in MOUNTS}
+    return [f"+{group}@{at}={option}" for at, (group, option) in chosen.items()]
+
+
 def check(composer: Composer, overrides: Sequence[str]) -> Checked:
     """Looks at one command line without sweeps."""
     parsed, problems = parse_all(composer, overrides)
@@ -227,27 +244,21 @@ def check(composer: Composer, overrides: Sequence[str]) -> Checked:
     try:
         config = composer.compose(texts)
         steps = {o.key_or_group: walk(Config, config, o.key_or_group) for o in valued}
-        mounts = [
-            f"+{MOUNTS[kind].partition('=')[0]}@{at}={MOUNTS[kind].partition('=')[2]}"
-            for at, kind in dict(
-                item for step in steps.values() if step.hint is not None for item in step.unset.items()
-            ).items()
-            if kind in MOUNTS
-        ]
+        mounts = mounts_for(steps.values())
         if mounts:
             config = composer.compose([*texts, *mounts])
     except ConfigError as error:
-        return Checked(None, "", list(overrides), [], parsed, [*problems, *error.problems])
+        return Checked(None, "", [], frozenset(), parsed, [*problems, *error.problems])
+    added = frozenset(key for key, step in steps.items() if step.added)
     for override in valued:
         step = walk(Config, config, override.key_or_group)
         problem = key_problem(composer, config, override.key_or_group, step) or value_problem(config, override, step)
         problems += [problem] if problem else []
     problems += missing_problems(config)
-    final = [*texts, *mounts, *(o.input_line or "" for o in valued)]
     if problems:
-        return Checked(None, "", final, mounts, parsed, problems)
+        return Checked(None, "", mounts, added, parsed, problems)
     run_dir = str(OmegaConf.select(config, "hydra.run.dir"))
     with open_dict(config):
         del config["hydra"]
     built, refused = build(config)
-    return Checked(built, run_dir, final, mounts, parsed, refused)
+    return Checked(built, run_dir, mounts, added, parsed, refused)

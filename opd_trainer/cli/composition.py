@@ -1,12 +1,14 @@
 """Hydra's composition as a function, so that a configuration can be looked at before Hydra runs it."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -33,10 +35,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Composer:
-    """Composes configurations from one source."""
+    """Composes configurations from one source, and remembers them: jobs of a sweep often differ in values only."""
 
     loader: ConfigLoader
     source: Source
+    bases: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
 
     @property
     def _repository(self) -> Any:
@@ -77,13 +80,15 @@ class Composer:
         Raises:
             ConfigError: Hydra or a YAML file has a problem.
         """
-        extra = [f"hydra.searchpath=[{self.source.extra}]"] if self.source.extra else []
-        try:
-            return self.loader.load_configuration(
-                config_name=self.source.name, overrides=[*extra, *overrides], run_mode=RunMode.RUN, from_shell=False
-            )
-        except COMPOSITION_ERRORS as error:
-            raise ConfigError([composition_problem(error)]) from error
+        key = tuple(overrides)
+        if key not in self.bases:
+            try:
+                self.bases[key] = self.loader.load_configuration(
+                    config_name=self.source.name, overrides=list(overrides), run_mode=RunMode.RUN, from_shell=False
+                )
+            except COMPOSITION_ERRORS as error:
+                raise ConfigError([composition_problem(error)]) from error
+        return copy.deepcopy(self.bases[key])
 
 
 def composition_problem(error: Exception) -> Problem:
@@ -102,6 +107,9 @@ def composer(source: Source) -> Iterator[Composer]:
     """A composer; Hydra's global state is as before afterwards."""
     register()
     with initialize_config_dir(str(source.directory), version_base="1.3"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        yield Composer(hydra.config_loader, source)
+        loader = GlobalHydra.instance().config_loader()
+        if source.extra:
+            search_path = loader.get_search_path()
+            search_path.prepend("command-line", f"file://{source.extra}", anchor="schema")
+            loader = ConfigLoaderImpl(search_path)
+        yield Composer(loader, source)

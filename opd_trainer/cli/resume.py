@@ -1,37 +1,11 @@
-"""Which run directory a command means: a new one, the one that the user names, or an unfinished one to continue.
+"""Which run directory a command means: a new one, the one that the user names, or an unfinished one to continue."""
 
-A run writes `run.json` into its directory: {"config_hash": ..., "status": "running" | "finished" | "failed"}.
-"""
-
-import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from opd_trainer.config import Config
 from opd_trainer.errors import Problem
-
-NOT_OF_THE_RESULT = frozenset({"name", "output_dir", "resume", "checkpoint", "tracking"})
-"""Keys that change where and how often things are written, not what is computed."""
-RUN_FILE = "run.json"
-FINISHED = "finished"
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"schema": type(value).__name__, **fields}
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def config_hash(config: Config) -> str:
-    """16 hex digits; equal for two configurations that compute the same thing."""
-    relevant = {name: value for name, value in _plain(config).items() if name not in NOT_OF_THE_RESULT}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+from opd_trainer.run_record import RUN_FILE, RunStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +31,7 @@ def read_run(directory: Path) -> EarlierRun | None:
 def unfinished(parent: Path, wanted: str) -> Path | None:
     """The latest unfinished run directly under `parent` whose configuration hashes to `wanted`."""
     runs = (read_run(file.parent) for file in parent.glob(f"*/{RUN_FILE}"))
-    mine = [run for run in runs if run is not None and run.config_hash == wanted and run.status != FINISHED]
+    mine = [run for run in runs if run is not None and run.config_hash == wanted and run.status != RunStatus.finished]
     return max(mine, key=lambda run: run.modified).directory if mine else None
 
 
@@ -66,7 +40,7 @@ def named_directory_problem(directory: Path, wanted: str, continues: bool) -> Pr
     run = read_run(directory)
     if run is None:
         return None
-    there = f"{directory} holds a {'finished' if run.status == FINISHED else 'started'} run"
+    there = f"{directory} holds a {'finished' if run.status == RunStatus.finished else 'started'} run"
     if not continues:
         return Problem(
             "output_dir",
@@ -81,6 +55,6 @@ def named_directory_problem(directory: Path, wanted: str, continues: bool) -> Pr
             "its settings differ from this command's",
             f"Repeat its settings ({directory / 'config.yaml'}), or set another output_dir",
         )
-    if run.status == FINISHED:
+    if run.status == RunStatus.finished:
         return Problem("output_dir", there, "there is nothing to continue", "Set another output_dir")
     return None

@@ -7,7 +7,7 @@ from hydra.core.config_store import ConfigStore
 
 from opd_trainer.cluster.config import InProcessCluster, RayCluster
 from opd_trainer.config import Config
-from opd_trainer.data.config import DataConfig
+from opd_trainer.data.config import DataConfig, MixtureData
 from opd_trainer.demo.config import DemoConfig
 from opd_trainer.estimator.cispo import Cispo
 from opd_trainer.estimator.grpo import Grpo
@@ -20,7 +20,17 @@ from opd_trainer.eval.config import EvalConfig
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.opd.config import OpdConfig
-from opd_trainer.reward.config import RewardConfig
+from opd_trainer.reward.config import (
+    CompositeReward,
+    CustomReward,
+    ExactReward,
+    FormatReward,
+    Gsm8kReward,
+    LengthReward,
+    MathReward,
+    NoReward,
+    RemoteReward,
+)
 from opd_trainer.rollout.config import EmbeddedRollout
 from opd_trainer.task.config import EvaluateTask, SftTask, TrainTask
 from opd_trainer.teacher.config import ResidentTeacher, SglangExternalTeacher
@@ -42,8 +52,18 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "teacher": {"resident": ResidentTeacher, "sglang_external": SglangExternalTeacher},
     "model": {"base": ModelConfig},
     "megatron": {"base": MegatronConfig},
-    "data": {"jsonl": DataConfig},
-    "reward": {"exact": RewardConfig},
+    "data": {"file": DataConfig, "mixture": MixtureData},
+    "reward": {
+        "exact": ExactReward,
+        "none": NoReward,
+        "gsm8k": Gsm8kReward,
+        "math": MathReward,
+        "format": FormatReward,
+        "length": LengthReward,
+        "composite": CompositeReward,
+        "remote": RemoteReward,
+        "custom": CustomReward,
+    },
     "rollout": {"embedded": EmbeddedRollout},
     "cluster": {"inprocess": InProcessCluster, "ray": RayCluster},
     "eval": {"base": EvalConfig},

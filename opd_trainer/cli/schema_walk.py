@@ -20,6 +20,7 @@ class Step:
         owner: schema that was asked for the last name.
         at: dotted key of that schema, "" for the root.
         name: the last name that was looked up.
+        added: the key is a new one of an open dictionary of plain values.
         unset: nodes on the way that hold nothing yet: dotted key -> schema class.
     """
 
@@ -27,6 +28,7 @@ class Step:
     owner: type
     at: str
     name: str
+    added: bool = False
     unset: dict[str, type] = field(default_factory=dict)
 
 
@@ -75,25 +77,26 @@ def walk(root: type, config: DictConfig, key: str) -> Step:
     """Follows `key` through `config`, whose schema is `root`."""
     raw: Any = root
     node: Any = config
-    owner, at, unset = root, "", {}
+    owner, at, added, unset = root, "", False, {}
     for name in key.split("."):
         hint = strip_optional(raw)
         if is_schema(hint):
             owner = actual_type(hint, node)
             if name not in field_names(owner):
-                return Step(None, owner, at, name, unset)
+                return Step(None, owner, at, name)
             raw = typing.get_type_hints(owner)[name]
         elif is_open(hint):
             raw = typing.get_args(hint)[1] if typing.get_args(hint) else Any
         else:
-            return Step(None, owner, at, name, unset)
+            return Step(None, owner, at, name)
         at = f"{at}.{name}" if at else name
         node = child(node, name)
         inner = strip_optional(raw)
+        added = added or (is_open(hint) and node is None and not is_schema(inner))
         if is_schema(inner) and is_empty(node):
             unset[at] = inner
     unset.pop(key, None)
-    return Step(raw, owner, at.rpartition(".")[0], key.rpartition(".")[2], unset)
+    return Step(raw, owner, at.rpartition(".")[0], key.rpartition(".")[2], added, unset)
 
 
 def known_keys(schema: Any, node: Any, prefix: str = "") -> Iterator[str]:

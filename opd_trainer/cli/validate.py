@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from opd_trainer.cli.named import Named
 from opd_trainer.cluster.config import InProcessCluster, RayCluster
 from opd_trainer.config import Config
+from opd_trainer.data.config import DataConfig, MixtureData
 from opd_trainer.errors import CheckpointError, Problem
 from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.estimator.problems import estimator_problems
@@ -17,6 +18,7 @@ from opd_trainer.loss.problems import loss_problems, policy_loss_problems, refer
 from opd_trainer.model.folder import inspect
 from opd_trainer.opd.config import OpdType, ScheduleKind
 from opd_trainer.opd.problems import opd_problems
+from opd_trainer.reward.config import CompositeReward, CustomReward, RemoteReward
 from opd_trainer.task.config import SftTask, TrainTask
 from opd_trainer.teacher.config import SglangExternalTeacher, TeacherConfig
 
@@ -225,31 +227,66 @@ def temperature_is_positive(config: Config, named: Named) -> Iterator[Problem]:
         )
 
 
+def files(key: str, data: DataConfig) -> Iterator[tuple[str, DataConfig]]:
+    """The datasets that have a file of their own."""
+    if isinstance(data, MixtureData):
+        for name, part in data.datasets.items():
+            yield from files(f"{key}.datasets.{name}", part)
+    else:
+        yield key, data
+
+
 def training_data(config: Config, named: Named) -> Iterator[Problem]:
     """There are prompts to train on."""
-    if isinstance(config.task, TrainTask | SftTask) and config.data.path is None:
-        yield Problem("data.path", "null", "there are no prompts to train on", "Set data.path=FILE.jsonl")
+    if not isinstance(config.task, TrainTask | SftTask):
+        return
+    found = list(files("data", config.data))
+    if not found:
+        yield Problem(
+            "data.datasets", "empty", "a mixture needs datasets to draw from", "Set data.datasets.NAME.path=FILE"
+        )
+    for key, data in found:
+        if data.path is None:
+            yield Problem(f"{key}.path", "null", "there are no prompts to train on", f"Set {key}.path=FILE")
 
 
 def evaluation_data(config: Config, named: Named) -> Iterator[Problem]:
     """Every evaluation set has a file."""
     for name, dataset in config.eval.datasets.items():
-        if dataset.path is None:
+        for key, data in files(f"eval.datasets.{name}", dataset):
+            if data.path is None:
+                yield Problem(f"{key}.path", "null", "there are no prompts to evaluate on", f"Set {key}.path=FILE")
+
+
+def reward_is_complete(config: Config, named: Named) -> Iterator[Problem]:
+    """Rewards that need to be told something."""
+    pending = [("reward", config.reward)]
+    for key, reward in pending:
+        if isinstance(reward, CustomReward) and not reward.path:
             yield Problem(
-                f"eval.datasets.{name}.path",
-                "null",
-                "there are no prompts to evaluate on",
-                f"Set eval.datasets.{name}.path=FILE.jsonl",
+                f"{key}.path", "empty", "there is no function to call", f"Set {key}.path=package.module:function"
             )
+        if isinstance(reward, RemoteReward) and not reward.url:
+            yield Problem(f"{key}.url", "empty", "there is no server to ask", f"Set {key}.url=http://HOST:PORT/PATH")
+        if isinstance(reward, CompositeReward):
+            pending += [(f"{key}.parts.{name}", part) for name, part in reward.parts.items()]
+            if not reward.parts:
+                yield Problem(
+                    f"{key}.parts", "empty", "there is nothing to add up", f"Set +reward@{key}.parts.NAME=OPTION"
+                )
 
 
 def demo_paths(config: Config, named: Named) -> Iterator[Problem]:
     """`demo:` paths exist only where the demo's recipe is."""
     if config.demo is not None:
         return
-    paths = {"model.load": config.model.load, "data.path": config.data.path, "reference.load": config.reference.load}
+    paths = {"model.load": config.model.load, "reference.load": config.reference.load}
     paths |= {f"{key}.load": teacher.load for key, teacher in teachers(config)}
-    paths |= {f"eval.datasets.{name}.path": data.path for name, data in config.eval.datasets.items()}
+    datasets = [
+        ("data", config.data),
+        *((f"eval.datasets.{name}", data) for name, data in config.eval.datasets.items()),
+    ]
+    paths |= {f"{key}.path": data.path for whole, dataset in datasets for key, data in files(whole, dataset)}
     for key, path in paths.items():
         if path is not None and path.startswith(DEMO_PREFIX):
             yield Problem(
@@ -351,6 +388,7 @@ def ranges(config: Config, named: Named) -> Iterator[Problem]:
 ALWAYS: tuple[Rule, ...] = (
     training_data,
     evaluation_data,
+    reward_is_complete,
     demo_paths,
     checkpoints_exist,
     student_has_tokenizer,

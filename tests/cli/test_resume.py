@@ -1,0 +1,114 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from opd_trainer.cli.resume import unfinished
+from opd_trainer.run_record import config_hash
+
+
+def leave(directory: Path, config: Any, status: str, age: int = 0) -> None:
+    """What a run leaves behind."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "run.json"
+    file.write_text(json.dumps({"config_hash": config_hash(config), "status": status}))
+    os.utime(file, (1_000_000 - age, 1_000_000 - age))
+
+
+def run_dir(check: Any, key: str = "hydra.run.dir") -> str | None:
+    """Where Hydra is told to run."""
+    found = [text.partition("=")[2] for text in check.overrides if text.startswith(f"{key}=")]
+    return found[0].strip("'") if found else None
+
+
+def test_hash_depends_on_what_is_computed_only(check: Any) -> None:
+    hashes = []
+    for arguments in (
+        (),
+        ("name=other", "resume=auto", "checkpoint.every=7", "tracking=wandb_offline", "output_dir=here"),
+        ("seed=1",),
+        ("estimator=rloo",),
+        ("opd=off",),
+        ("megatron.optimizer.lr=0.1",),
+    ):
+        assert check(*arguments), check.message
+        hashes.append(config_hash(check.config))
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == len(hashes) - 1
+
+
+def test_a_new_run_gets_a_directory_of_its_own(launch: Any) -> None:
+    assert launch() == 0
+    first = launch.directory
+    assert launch() == 0
+    assert launch.directory != first
+    assert first.parent == launch.directory.parent
+    assert first.parent.parts[-2:] == ("outputs", "arithmetic")
+
+
+def test_output_dir(launch: Any, tmp_path: Path) -> None:
+    # Spaces, quotes and "=" mean something to Hydra.
+    name = "a folder=of mine's"
+    assert launch(f'output_dir="{name}"') == 0, launch.err
+    assert launch.directory == tmp_path / name
+
+
+def test_output_dir_that_is_taken(check: Any) -> None:
+    assert check("output_dir=here"), check.message
+    leave(Path("here"), check.config, "running")
+    assert not check("output_dir=here")
+    assert check.keys == ["output_dir"]
+    assert "resume=auto" in check.message
+
+
+def test_resume_in_a_named_directory(check: Any) -> None:
+    assert check("output_dir=here", "resume=auto"), check.message
+    config = check.config
+    leave(Path("here"), config, "failed")
+    assert check("output_dir=here", "resume=auto"), check.message
+    assert run_dir(check) == "here"
+    assert not check("output_dir=here", "resume=auto", "seed=5")
+    assert "settings differ" in check.message
+    leave(Path("here"), config, "finished")
+    assert not check("output_dir=here", "resume=auto")
+    assert "nothing to continue" in check.message
+
+
+def test_resume_finds_the_latest_unfinished_run_of_the_same_settings(check: Any) -> None:
+    assert check("seed=9"), check.message
+    other = check.config
+    assert check("resume=auto"), check.message
+    assert run_dir(check) is None
+    config, runs = check.config, Path("outputs/arithmetic")
+    leave(runs / "old", config, "running", age=100)
+    leave(runs / "interrupted", config, "running", age=50)
+    leave(runs / "done", config, "finished", age=10)
+    leave(runs / "other", other, "running", age=5)
+    (runs / "broken").mkdir()
+    (runs / "broken" / "run.json").write_text("{")
+    assert unfinished(runs, config_hash(config)) == runs / "interrupted"
+    assert check("resume=auto"), check.message
+    assert run_dir(check) == str(runs / "interrupted")
+    assert check(), check.message
+    assert run_dir(check) is None
+
+
+def test_a_resumed_run_is_in_its_old_directory(launch: Any, tmp_path: Path) -> None:
+    assert launch() == 0
+    config, directory = launch.runs[0]
+    leave(directory, config, "running")
+    assert launch("resume=auto") == 0
+    assert launch.directory == directory
+
+
+def test_sweep_directories(launch: Any, check: Any, tmp_path: Path) -> None:
+    assert launch("-m", "seed=1,2", "output_dir=sweep") == 0
+    assert [directory for _, directory in launch.runs] == [tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]
+    for config, directory in launch.runs:
+        leave(directory, config, "running")
+    assert not check("-m", "seed=1,2", "output_dir=sweep")
+    assert check.keys == ["output_dir"]
+    assert check("-m", "seed=1,2", "output_dir=sweep", "resume=auto"), check.message
+    assert run_dir(check, "hydra.sweep.dir") == "sweep"
+    assert not check("-m", "seed=1,2", "resume=auto")
+    assert check.keys == ["resume"]

@@ -1,0 +1,175 @@
+"""Every message that a user can meet, through the command line; what the demo sets does not count as named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SERVER = ("opd=sglang", "teacher=sglang_external", "teacher.url=http://host:1")
+
+
+@pytest.fixture
+def own(model_folder: str) -> list[str]:
+    """A run without the demo, complete but for OPD."""
+    return ["experiment=null", f"model.load={model_folder}", "data.path=prompts.jsonl"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("opd=off",), ("estimator=none",), ("opd.kl_coef=0",), ("estimator=rloo",)])
+def test_the_demo_and_its_controls_need_nothing_else(check: Any, arguments: tuple[str, ...]) -> None:
+    assert check(*arguments), check.message
+
+
+def test_type_not_chosen(check: Any, own: list[str]) -> None:
+    assert not check(*own)
+    assert check.keys == ["opd.type"]
+    assert "not chosen while OPD is on" in check.message
+    for fix in ("opd=megatron", "teacher.load=DIR", "opd=sglang", "teacher.url=URL", "opd=off"):
+        assert fix in check.message
+
+
+def test_use_opd_does_not_choose_a_type(check: Any) -> None:
+    assert not check("use_opd=true")
+    assert check.keys == ["opd.type"]
+    assert not check("--use-opd")
+
+
+@pytest.mark.parametrize("choice", ["opd_type=megatron", "opd=megatron", "opd.type=megatron"])
+def test_use_opd_with_a_type(check: Any, choice: str) -> None:
+    assert check("use_opd=true", choice), check.message
+
+
+def test_use_opd_with_a_type_in_an_experiment_of_the_user(check: Any, tmp_path: Path, model_folder: str) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /opd: megatron\n"
+        f"model: {{load: {model_folder}}}\nteacher: {{load: {model_folder}}}\ndata: {{path: x.jsonl}}\n"
+    )
+    assert check("-cd", str(tmp_path), "experiment=mine", "use_opd=true"), check.message
+    # ... where its keys count as named.
+    assert not check("-cd", str(tmp_path), "experiment=mine", "opd=off")
+    assert check.keys == ["teacher.load"]
+
+
+def test_megatron_without_weights(check: Any, own: list[str]) -> None:
+    assert not check(*own, "opd=megatron")
+    assert check.keys == ["teacher.load"]
+    assert "null with opd=megatron" in check.message
+    assert "Set teacher.load=DIR" in check.message
+
+
+def test_an_extra_teacher_without_weights(check: Any) -> None:
+    assert not check("+teacher@teachers.math=resident")
+    assert check.keys == ["teachers.math.load"]
+
+
+@pytest.mark.parametrize("spelling", ["teacher.load", "opd_teacher_load"])
+def test_sglang_with_weights(check: Any, spelling: str) -> None:
+    assert not check(*SERVER, f"{spelling}=checkpoints/teacher")
+    assert check.keys == ["teacher.load"]
+    assert "'checkpoints/teacher' with opd=sglang" in check.message
+    assert "Drop teacher.load" in check.message
+
+
+def test_sglang_with_a_megatron_teacher_and_no_url(check: Any) -> None:
+    assert not check("opd=sglang")
+    assert set(check.keys) == {"teacher.url", "teacher"}
+    assert "teacher=sglang_external" in check.message
+
+
+def test_a_right_server_configuration_names_what_is_missing_here(check: Any) -> None:
+    assert not check(*SERVER)
+    assert check.keys == ["opd.type"]
+    assert "this version has no server teacher" in check.message
+
+
+def test_server_with_megatron_type(check: Any) -> None:
+    assert not check("opd=megatron", "teacher=sglang_external", "teacher.url=http://host:1")
+    assert set(check.keys) == {"teacher", "teacher.url"}
+
+
+def test_server_at_another_temperature(check: Any) -> None:
+    assert not check(*SERVER, "rollout.temperature=0.7")
+    assert check.keys == ["rollout.temperature"]
+    assert "temperature 1" in check.message
+
+
+@pytest.mark.parametrize("argument", ["teacher.load=x", "teacher.url=http://host:1"])
+def test_a_teacher_while_opd_is_off(check: Any, argument: str) -> None:
+    assert not check("opd=off", argument)
+    assert check.keys == [argument.partition("=")[0]]
+    assert "never be asked" in check.message
+
+
+def test_missing_checkpoint_path(check: Any) -> None:
+    assert not check("teacher.load=no/such/place")
+    assert check.keys == ["teacher.load"]
+    assert "no such folder" in check.message
+
+
+def test_path_without_a_checkpoint(check: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("nothing")
+    assert not check(f"teacher.load={folder}", f"model.load={folder}")
+    assert set(check.keys) == {"teacher.load", "model.load"}
+    assert "holds no checkpoint" in check.message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (("opd=off", "rollout.samples_per_prompt=1"), "rollout.samples_per_prompt"),
+        (("opd=off", "estimator=none"), "estimator"),
+        (("opd=off", "opd.only_reward=true"), "opd.only_reward"),
+        (("estimator=none", "opd.kl_coef=0"), "opd.kl_coef"),
+        (("opd.kl_coef=-1",), "opd.kl_coef"),
+        (("rollout.temperature=0",), "rollout.temperature"),
+        (("rollout.top_p=0",), "rollout.top_p"),
+        (("rollout.prompts_per_step=0",), "rollout.prompts_per_step"),
+        (("checkpoint.keep=0",), "checkpoint.keep"),
+        (("reference.kl_coef=0.1", "reference.estimator=k1"), "reference.estimator"),
+        (("reference.kl_coef=0.1", "reference.apply=reward", "reference.estimator=k3"), "reference.estimator"),
+        (("opd.apply=before_normalization",), "opd.apply"),
+        (("opd.clip=0",), "opd.clip"),
+        (("estimator.loss.eps_low=2",), "estimator.loss.eps_low"),
+        (("loss.updates_per_rollout=0",), "loss.updates_per_rollout"),
+        (("megatron.tensor_parallel=2",), "cluster"),
+        (("cluster=ray", "megatron.tensor_parallel=3"), "cluster.num_workers"),
+        (("data.path=null",), "data.path"),
+        (("eval.datasets.heldout.path=null",), "eval.datasets.heldout.path"),
+        (("model.load=null",), "model.load"),
+        (("reward=custom",), "reward.path"),
+        (("reward=remote",), "reward.url"),
+        (("reward=composite",), "reward.parts"),
+        (("reward=composite", "+reward@reward.parts.mine=custom"), "reward.parts.mine.path"),
+        (("data=mixture", "data.path=null"), "data.datasets"),
+        (("data=mixture", "+data@data.datasets.one=file"), "data.datasets.one.path"),
+        (
+            ("demo=null", "data.path=x", "model.load=null", "model.huggingface=x", "opd=off"),
+            "eval.datasets.heldout.path",
+        ),
+    ],
+)
+def test_refused(check: Any, arguments: tuple[str, ...], key: str) -> None:
+    assert not check(*arguments)
+    assert key in check.keys, check.message
+
+
+def test_one_sample_per_prompt_is_fine_with_a_teacher(check: Any) -> None:
+    assert check("rollout.samples_per_prompt=1"), check.message
+
+
+def test_other_tasks_do_not_ask_for_a_teacher(check: Any, own: list[str]) -> None:
+    assert check(*own, "task=sft"), check.message
+    assert check("experiment=null", own[1], "task=evaluate"), check.message
+
+
+def test_all_problems_together(check: Any) -> None:
+    assert not check("experiment=null", "steps=-1", "rollout.temperature=0")
+    assert set(check.keys) == {"opd.type", "data.path", "model.load", "steps", "rollout.temperature"}
+
+
+def test_every_job_of_a_sweep_is_checked(check: Any) -> None:
+    assert not check("-m", "rollout.temperature=1.0,0.0", "steps=1,-1")
+    assert sorted(check.keys) == ["rollout.temperature", "steps"]
