@@ -153,11 +153,20 @@ def architecture_problems(architecture: Architecture, megatron: MegatronConfig) 
         ("megatron.tensor_parallel", megatron.tensor_parallel, "feed-forward width", architecture.intermediate_size),
         ("megatron.pipeline_parallel", megatron.pipeline_parallel, "layers", architecture.num_layers),
     ]
-    return [
+    problems = [
         Problem(key, str(size), f"it does not divide the model's {total} {what}", f"Set {key} to a divisor of {total}")
         for key, size, what, total in cuts
         if total % size
     ]
+    if architecture.num_heads % architecture.num_kv_heads:
+        why = f"it does not divide the {architecture.num_heads} query heads, which share the key/value heads"
+        fix = f"Set it to a divisor of {architecture.num_heads}"
+        problems.append(Problem("model.architecture.num_kv_heads", str(architecture.num_kv_heads), why, fix))
+    if architecture.head_dim % 2:
+        why = "the rotary embedding turns pairs of channels"
+        fix = "Set it to an even number"
+        problems.append(Problem("model.architecture.head_dim", str(architecture.head_dim), why, fix))
+    return problems
 
 
 def local_rules(model: MegatronModel) -> Iterator[tuple[WeightRule, str, int]]:
@@ -332,9 +341,8 @@ def _block_spec(config: Any, architecture: Architecture, transformer_engine: boo
     layer: Any = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
     layer.submodules.self_attention.submodules.core_attention = PackedAttention
     # Named here because for the last norm Megatron prefers Apex's or Transformer Engine's wherever one is installed.
-    return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=WrappedTorchNorm
-    )
+    last_norm: Any = WrappedTorchNorm
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=last_norm)
 
 
 def _rotary(module: Any, position_ids: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import random
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -129,9 +130,7 @@ class MegatronRuntime:
     @property
     def tp_group(self) -> ProcessGroup:
         """Ranks that share each layer's matrices."""
-        from megatron.core import parallel_state
-
-        return parallel_state.get_tensor_model_parallel_group()
+        return _groups().get_tensor_model_parallel_group()
 
     @property
     def pp_size(self) -> int:
@@ -146,9 +145,7 @@ class MegatronRuntime:
     @property
     def pp_group(self) -> ProcessGroup:
         """Ranks that share the layers."""
-        from megatron.core import parallel_state
-
-        return parallel_state.get_pipeline_model_parallel_group()
+        return _groups().get_pipeline_model_parallel_group()
 
     @property
     def is_first_stage(self) -> bool:
@@ -173,9 +170,7 @@ class MegatronRuntime:
     @property
     def cp_group(self) -> ProcessGroup:
         """Ranks that share each sequence."""
-        from megatron.core import parallel_state
-
-        return parallel_state.get_context_parallel_group()
+        return _groups().get_context_parallel_group()
 
     @property
     def dp_size(self) -> int:
@@ -190,9 +185,14 @@ class MegatronRuntime:
     @property
     def dp_group(self) -> ProcessGroup:
         """Ranks that hold the same shard in different replicas."""
-        from megatron.core import parallel_state
+        return _groups().get_data_parallel_group()
 
-        return parallel_state.get_data_parallel_group()
+
+def _groups() -> Any:
+    """Megatron's module of process groups; untyped, because it types each of them as "a group, or something else"."""
+    from megatron.core import parallel_state
+
+    return parallel_state
 
 
 def layout_problems(settings: MegatronConfig, world_size: int) -> list[Problem]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 LATEST = "latest_checkpointed_iteration.txt"
 ITERATION = re.compile(r"iter_(\d{7,})")
-TOKENIZER_MARKERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Files of which a tokenizer has one; from tokenizer_config.json alone transformers would make one without words."""
 
 
 class CheckpointKind(StrEnum):
@@ -56,14 +57,16 @@ def inspect(path: str | Path, ckpt_step: int | None = None) -> Checkpoint:
     if not folder.exists():
         raise CheckpointError(f"{folder}: no such folder: no model can be loaded from it. Check the path's spelling")
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: this is a file: models are loaded from folders. Name the folder that holds it")
+        raise CheckpointError(
+            f"{folder}: this is a file: models are loaded from folders. Name the folder that holds it"
+        )
     # Before config.json, which a torch_dist checkpoint of ours has as well.
     if _is_torch_dist(folder):
         named = ITERATION.fullmatch(folder.name)
         step = int(named.group(1)) if named else None
         if ckpt_step not in (None, step):
             raise CheckpointError(
-                f"{folder}: this is the checkpoint of step {step}, but ckpt_step is {ckpt_step}: only one can be meant. "
+                f"{folder}: this is the checkpoint of step {step}, but ckpt_step is {ckpt_step}: one is wrong. "
                 f"Name the folder above it, or leave ckpt_step out"
             )
         return Checkpoint(CheckpointKind.torch_dist, folder, step)
@@ -144,7 +147,9 @@ def load_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: is no JSON ({error}): the model's shape is unknown. Download it again") from error
+        raise CheckpointError(
+            f"{path}: is no JSON ({error}): the model's shape is unknown. Download it again"
+        ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: is no JSON object: the model's shape is unknown. Download it again")
     return config
@@ -157,17 +162,19 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         CheckpointError: there is none, or transformers cannot read it.
     """
     if not _has_tokenizer(folder):
-        raise CheckpointError(f"{folder}: has no tokenizer: prompts cannot be turned into ids. Copy the model's files to it")
+        raise CheckpointError(
+            f"{folder}: has no tokenizer: prompts cannot be turned into ids. Copy the model's files to it"
+        )
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise CheckpointError(f"{folder}: transformers cannot read the tokenizer: {error}. Save it again") from error
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZER_MARKERS)
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def eos_token_ids(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from opd_trainer.types import ModelIdentity
 
 SAMPLES_PER_FILE = 64
 SAMPLE_BYTES = 4096
-"""A fingerprint of weights reads this many pieces of this size from each file, evenly spaced, and the file's first one."""
+"""A fingerprint of weights reads so many pieces of this size from each file, evenly spaced."""
 
 SHOWN = 3
 """Differing tokens that a message lists."""

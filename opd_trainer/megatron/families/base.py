@@ -22,8 +22,6 @@ class Layout(StrEnum):
 
     replicated = auto()
     """One tensor, the same on each rank."""
-    rows = auto()
-    """One tensor, cut along its first axis."""
     columns = auto()
     """One tensor, cut along its second axis."""
     vocabulary = auto()
@@ -293,8 +291,6 @@ def shard(tensors: Sequence[Tensor], layout: Layout, architecture: Architecture,
     match layout:
         case Layout.replicated:
             return tensors[0]
-        case Layout.rows:
-            return tensors[0].chunk(size, dim=0)[rank]
         case Layout.columns:
             return tensors[0].chunk(size, dim=1)[rank]
         case Layout.vocabulary:
@@ -310,8 +306,6 @@ def unshard(shards: Sequence[Tensor], layout: Layout, architecture: Architecture
     match layout:
         case Layout.replicated:
             return (shards[0],)
-        case Layout.rows:
-            return (_join(shards, 0),)
         case Layout.columns:
             return (_join(shards, 1),)
         case Layout.vocabulary:
