@@ -1,9 +1,9 @@
 """The demo's task: chains of additions and subtractions with a worked answer, and a tokenizer of one character each.
 
 Prompt ``37+58-19=``, response ``+785+359-596-917\\n#### 76``. The working is column arithmetic: for each operation and
-column, lowest digit first, the sign, the two digits, and the digit that results with the carry of the column before: 7+8
-gives 5, 3+5 gives 9, then 5-9 gives 6, 9-1 gives 7. Each digit follows from the few tokens before it, so that a tiny model
-learns it in a minute; with running totals alone (``37+58=95``) it takes several times as long.
+column, lowest digit first, the sign, the two digits, and the digit that results with the carry of the column before:
+7+8 gives 5, 3+5 gives 9, then 5-9 gives 6, 9-1 gives 7. Each digit follows from the few tokens before it, so that a
+tiny model learns it in a minute; with running totals alone (``37+58=95``) it takes several times as long.
 """
 
 import json

@@ -1,0 +1,197 @@
+"""From a configuration to rewards on samples: composition, scale and offset, and what becomes of failures."""
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
+
+from opd_trainer.errors import ConfigError, Problem, UserError
+from opd_trainer.metrics import Metrics
+from opd_trainer.reward.config import (
+    CompositeReward,
+    CustomReward,
+    ExactReward,
+    FormatReward,
+    Gsm8kReward,
+    LengthReward,
+    MathReward,
+    NoReward,
+    RemoteReward,
+    RewardConfig,
+)
+from opd_trainer.types import Sample
+
+log = logging.getLogger(__name__)
+SHOWN_FAILURES = 5
+
+
+class ClosableReward(Protocol):
+    """A `protocols.Reward` that may hold processes or connections."""
+
+    async def __call__(self, sample: Sample) -> dict[str, float]:
+        """Parts by name; "reward" is the total."""
+        ...
+
+    async def close(self) -> None:
+        """Releases them. Safe to call twice."""
+        ...
+
+
+@dataclass(slots=True)
+class Scaled:
+    """scale * value + offset."""
+
+    reward: ClosableReward
+    config: RewardConfig
+
+    async def __call__(self, sample: Sample) -> dict[str, float]:
+        """The parts, the total scaled."""
+        parts = await self.reward(sample)
+        return parts | {"reward": self.config.scale * parts["reward"] + self.config.offset}
+
+    async def close(self) -> None:
+        """Closes what it scales."""
+        await self.reward.close()
+
+
+@dataclass(slots=True)
+class Composite:
+    """The sum of its parts; fails when one of them fails."""
+
+    parts: dict[str, ClosableReward]
+
+    async def __call__(self, sample: Sample) -> dict[str, float]:
+        """The total, each part's total under its name, and the parts of a part as ``name/part``."""
+        results = await asyncio.gather(*(part(sample) for part in self.parts.values()))
+        total: dict[str, float] = {"reward": sum(result["reward"] for result in results)}
+        for name, result in zip(self.parts, results, strict=True):
+            total |= {name if key == "reward" else f"{name}/{key}": value for key, value in result.items()}
+        return total
+
+    async def close(self) -> None:
+        """Closes every part."""
+        await asyncio.gather(*(part.close() for part in self.parts.values()))
+
+
+def build_reward(config: RewardConfig, group_size: int) -> ClosableReward:
+    """The reward that `config` describes.
+
+    Args:
+        config: an option of ``reward=``.
+        group_size: samples per prompt, for rewards that judge the samples of a prompt together.
+
+    Raises:
+        ConfigError: a value of it cannot work.
+    """
+    # Imported here: each brings what only its own option needs.
+    from opd_trainer.reward.custom import Custom
+    from opd_trainer.reward.remote import Remote
+    from opd_trainer.reward.rules import Exact, Format, Gsm8k, Length, Math, Nothing
+
+    match config:
+        case NoReward():
+            reward: ClosableReward = Nothing()
+        case ExactReward():
+            reward = Exact(config)
+        case Gsm8kReward():
+            reward = Gsm8k(config)
+        case MathReward():
+            reward = Math(config)
+        case FormatReward():
+            reward = Format(config)
+        case LengthReward():
+            reward = Length(config)
+        case RemoteReward():
+            reward = Remote(config)
+        case CustomReward():
+            reward = Custom(config, group_size)
+        case CompositeReward():
+            reward = Composite({name: build_reward(part, group_size) for name, part in config.parts.items()})
+        case _:
+            raise AssertionError(f"no reward for {type(config).__name__}")
+    return Scaled(reward, config)
+
+
+class RewardPool:
+    """The judge that puts a reward on every sample."""
+
+    def __init__(self, config: RewardConfig, group_size: int) -> None:
+        problems = reward_problems(config)
+        if problems:
+            raise ConfigError(problems)
+        self._reward = build_reward(config, group_size)
+        self._failures: Counter[str] = Counter()
+        self._shown = 0
+
+    async def score(self, sample: Sample) -> Sample:
+        """The sample with its reward; NaN when the reward timed out or raised, which is counted and never taken for 0.
+
+        Raises:
+            UserError: the configuration or the data are at fault, not the sample.
+        """
+        try:
+            parts = await self._reward(sample)
+        except UserError:
+            raise
+        except TimeoutError as error:
+            return self._failed(sample, "timeout", error)
+        except Exception as error:
+            return self._failed(sample, "error", error)
+        return sample.replace(reward=parts["reward"], reward_parts=parts)
+
+    def _failed(self, sample: Sample, kind: str, error: Exception) -> Sample:
+        self._failures[kind] += 1
+        if self._shown < SHOWN_FAILURES:
+            self._shown += 1
+            log.warning("no reward for a sample of %s: %s: %s", sample.prompt.id, type(error).__name__, error)
+        return sample.replace(reward=float("nan"), reward_parts={f"failed_{kind}": 1.0})
+
+    def metrics(self) -> Metrics:
+        """Failures by kind since the last call."""
+        metrics = Metrics()
+        for kind in ("timeout", "error"):
+            metrics.put(f"rollout/reward_failed/{kind}", self._failures.pop(kind, 0))
+        return metrics
+
+    async def close(self) -> None:
+        """Ends processes and connections. Safe to call twice."""
+        await self._reward.close()
+
+
+def reward_problems(config: RewardConfig, at: str = "reward") -> list[Problem]:
+    """Everything about the values of a reward that cannot work."""
+    import re
+
+    problems: list[Problem] = []
+    if config.timeout_s <= 0:
+        problems.append(
+            Problem(f"{at}.timeout_s", f"{config.timeout_s:g}", "no reward is that fast", f"Set {at}.timeout_s=10")
+        )
+    match config:
+        case LengthReward() if config.max_tokens <= config.free_tokens:
+            what = f"{config.max_tokens} with {at}.free_tokens={config.free_tokens}"
+            problems.append(
+                Problem(
+                    f"{at}.max_tokens",
+                    what,
+                    "the penalty has no room to fall",
+                    f"Set {at}.max_tokens above {at}.free_tokens",
+                )
+            )
+        case FormatReward():
+            try:
+                re.compile(config.pattern)
+            except re.error as error:
+                problems.append(Problem(f"{at}.pattern", repr(config.pattern), str(error), f"Repair {at}.pattern"))
+        case RemoteReward() if not config.url.startswith(("http://", "https://")):
+            problems.append(
+                Problem(f"{at}.url", repr(config.url), "it is no http address", f"Set {at}.url=http://host:port/path")
+            )
+        case CompositeReward():
+            if not config.parts:
+                fix = f"Choose parts: +reward@{at}.parts.correct=math +reward@{at}.parts.length=length"
+                problems.append(Problem(f"{at}.parts", "empty", "a sum needs parts", fix))
+            for name, part in config.parts.items():
+                problems += reward_problems(part, f"{at}.parts.{name}")
+    return problems
