@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from opd_trainer.eval.evaluator import Evaluator
-from opd_trainer.experience import collate, requests_for
+from opd_trainer.experience import collate
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner, RolloutEngine
+from opd_trainer.requests import requests_for
 from opd_trainer.tracking.summary import Evaluated
 from opd_trainer.tracking.tracker import Tracker
 from opd_trainer.types import Prompt, Sampling
@@ -29,14 +30,13 @@ class ReverseKlProbe:
     """
 
     prompts: Sequence[Prompt]
-    samples_per_prompt: int
     sampling: Sampling
     seed: int
     learner: Learner
 
     async def measure(self, engine: RolloutEngine) -> float:
         """Nats per token."""
-        requests = requests_for(self.prompts, self.samples_per_prompt, self.seed, "reverse_kl")
+        requests = requests_for(self.prompts, 1, self.seed, "reverse_kl")
         order = {(request.prompt.id, request.index): rank for rank, request in enumerate(requests)}
         samples = [sample async for sample in engine.generate(requests, self.sampling)]
         batch = collate(sorted(samples, key=lambda s: order[s.prompt.id, s.index]), self.sampling.temperature)

@@ -4,7 +4,6 @@ N = samples of a step, T = their tokens laid end to end (prompt and response).
 """
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,8 +15,9 @@ from opd_trainer.data.stream import PromptStream
 from opd_trainer.errors import DataError
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import RolloutEngine
+from opd_trainer.requests import requests_for
 from opd_trainer.tracking.tracker import StepLog
-from opd_trainer.types import Finish, Prompt, Request, Sample, Sampling, Scores, TokenBatch
+from opd_trainer.types import Finish, Sample, Sampling, Scores, TokenBatch
 
 
 class Judge(Protocol):
@@ -46,21 +46,6 @@ class Experience(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         ...
-
-
-def request_seed(*key: int | str) -> int:
-    """A seed in [0, 2^63) that depends on `key` alone: run seed, step, prompt id, sibling."""
-    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def requests_for(prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, phase: int | str) -> list[Request]:
-    """`samples_per_prompt` requests for each prompt, seeded by (seed, phase, prompt id, sibling)."""
-    return [
-        Request(prompt=prompt, index=index, seed=request_seed(seed, phase, prompt.id, index))
-        for prompt in prompts
-        for index in range(samples_per_prompt)
-    ]
 
 
 def collate(samples: Sequence[Sample], temperature: float) -> TokenBatch:

@@ -1,6 +1,6 @@
 """The seams. Implementations import these and never each other; `app.py` wires them together."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +69,10 @@ class InlineTeacher(Protocol):
         """Log-probs [T] (`Signal.sampled`) of the micro-batch's tokens, NaN where unknown; no gradient."""
         ...
 
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """Its weights as (Hugging Face name, full tensor); collective, only rank 0 gets tensors."""
+        ...
+
 
 class Learner(Protocol):
     """The student with its optimizer, and what lives beside it: reference, critic, inline teachers."""
@@ -89,8 +93,8 @@ class Learner(Protocol):
         """Exactly one optimizer step on sum_t weight[t] * loss[t]; inline teachers are scored on the way."""
         ...
 
-    def weights(self, version: int) -> WeightStream:
-        """The student's current weights, under Hugging Face names."""
+    def weights(self, version: int, model: str = "student") -> WeightStream:
+        """The current weights of "student" or "teacher:<name>", under Hugging Face names; read before the next update."""
         ...
 
     async def save(self, directory: Path) -> None:
@@ -142,6 +146,13 @@ class WorkerGroup(Protocol):
 class Reward(Protocol):
     """A task reward."""
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
-        """Parts of the reward by name; "reward" is the total. Raises on failure, which is never turned into 0."""
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
+        """Parts of the reward by name; "reward" is the total. Raises on failure, which is never turned into 0.
+
+        `group_size` samples of the same prompt are asked about, at about the same time.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Releases processes and connections. Safe to call twice."""
         ...

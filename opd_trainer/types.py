@@ -108,7 +108,7 @@ class Request:
     Attributes:
         prompt: what to answer.
         index: which sibling of the prompt this is, from 0.
-        seed: derived from (run seed, step, prompt id, index), see `opd_trainer.experience.request_seed`.
+        seed: derived from (run seed, step, prompt id, index), see `opd_trainer.requests.request_seed`.
     """
 
     prompt: Prompt

@@ -318,5 +318,5 @@ def check_disjoint(train: Sequence[PromptSet], held_out: Sequence[PromptSet]) ->
             raise DataError(
                 f"eval.datasets.{prompts.name}: {len(common)} of {len(prompts.prompts)} prompts are also trained on "
                 f"(first: {common[0].id} is {trained[common[0].text]}), so its accuracy would not be that of unseen "
-                "problems. Separate them with data.offset and data.n_rows, or set eval.allow_overlap=true"
+                "problems. Separate them with offset and n_rows of the two datasets"
             )

@@ -70,14 +70,13 @@ class Group:
 class Custom:
     """See `CustomReward`."""
 
-    def __init__(self, config: CustomReward, group_size: int) -> None:
+    def __init__(self, config: CustomReward) -> None:
         self._config = config
-        self._group_size = group_size
         self._function = load_function(config.path)
         self._slots = asyncio.Semaphore(config.max_threads)
         self._groups: dict[str, Group] = {}
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """What the function says of the sample; per group, once its last sibling has arrived.
 
         Raises:
@@ -88,7 +87,7 @@ class Custom:
             return parts_of(await self._call(sample), self._config.path)
         group = self._groups.setdefault(sample.prompt.id, Group())
         group.samples.append(sample)
-        if len(group.samples) == self._group_size:
+        if len(group.samples) == group_size:
             del self._groups[sample.prompt.id]
             await self._score(group)
         # One sibling that gives up must not take the others' result with it.

@@ -4,10 +4,10 @@ import asyncio
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
 
 from opd_trainer.errors import ConfigError, Problem, UserError
 from opd_trainer.metrics import Metrics
+from opd_trainer.protocols import Reward
 from opd_trainer.reward.config import (
     CompositeReward,
     CustomReward,
@@ -26,28 +26,16 @@ log = logging.getLogger(__name__)
 SHOWN_FAILURES = 5
 
 
-class ClosableReward(Protocol):
-    """A `protocols.Reward` that may hold processes or connections."""
-
-    async def __call__(self, sample: Sample) -> dict[str, float]:
-        """Parts by name; "reward" is the total."""
-        ...
-
-    async def close(self) -> None:
-        """Releases them. Safe to call twice."""
-        ...
-
-
 @dataclass(slots=True)
 class Scaled:
     """scale * value + offset."""
 
-    reward: ClosableReward
+    reward: Reward
     config: RewardConfig
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """The parts, the total scaled."""
-        parts = await self.reward(sample)
+        parts = await self.reward(sample, group_size)
         return parts | {"reward": self.config.scale * parts["reward"] + self.config.offset}
 
     async def close(self) -> None:
@@ -59,11 +47,11 @@ class Scaled:
 class Composite:
     """The sum of its parts; fails when one of them fails."""
 
-    parts: dict[str, ClosableReward]
+    parts: dict[str, Reward]
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """The total, each part's total under its name, and the parts of a part as ``name/part``."""
-        results = await asyncio.gather(*(part(sample) for part in self.parts.values()))
+        results = await asyncio.gather(*(part(sample, group_size) for part in self.parts.values()))
         total: dict[str, float] = {"reward": sum(result["reward"] for result in results)}
         for name, result in zip(self.parts, results, strict=True):
             total |= {name if key == "reward" else f"{name}/{key}": value for key, value in result.items()}
@@ -74,12 +62,8 @@ class Composite:
         await asyncio.gather(*(part.close() for part in self.parts.values()))
 
 
-def build_reward(config: RewardConfig, group_size: int) -> ClosableReward:
-    """The reward that `config` describes.
-
-    Args:
-        config: an option of ``reward=``.
-        group_size: samples per prompt, for rewards that judge the samples of a prompt together.
+def build_reward(config: RewardConfig) -> Reward:
+    """The reward that `config`, an option of ``reward=``, describes.
 
     Raises:
         ConfigError: a value of it cannot work.
@@ -91,7 +75,7 @@ def build_reward(config: RewardConfig, group_size: int) -> ClosableReward:
 
     match config:
         case NoReward():
-            reward: ClosableReward = Nothing()
+            reward: Reward = Nothing()
         case ExactReward():
             reward = Exact(config)
         case Gsm8kReward():
@@ -105,33 +89,38 @@ def build_reward(config: RewardConfig, group_size: int) -> ClosableReward:
         case RemoteReward():
             reward = Remote(config)
         case CustomReward():
-            reward = Custom(config, group_size)
+            reward = Custom(config)
         case CompositeReward():
-            reward = Composite({name: build_reward(part, group_size) for name, part in config.parts.items()})
+            reward = Composite({name: build_reward(part) for name, part in config.parts.items()})
         case _:
             raise AssertionError(f"no reward for {type(config).__name__}")
     return Scaled(reward, config)
 
 
 class RewardPool:
-    """The judge that puts a reward on every sample."""
+    """The judge that puts a reward on every sample; `group_size` samples of each prompt come to it."""
 
     def __init__(self, config: RewardConfig, group_size: int) -> None:
         problems = reward_problems(config)
         if problems:
             raise ConfigError(problems)
-        self._reward = build_reward(config, group_size)
+        self._reward = build_reward(config)
+        self._group_size = group_size
         self._failures: Counter[str] = Counter()
         self._shown = 0
 
-    async def score(self, sample: Sample) -> Sample:
+    async def score(self, sample: Sample, group_size: int | None = None) -> Sample:
         """The sample with its reward; NaN when the reward timed out or raised, which is counted and never taken for 0.
+
+        Args:
+            sample: to be judged.
+            group_size: samples of its prompt that come, where that is not the pool's own number.
 
         Raises:
             UserError: the configuration or the data are at fault, not the sample.
         """
         try:
-            parts = await self._reward(sample)
+            parts = await self._reward(sample, group_size or self._group_size)
         except UserError:
             raise
         except TimeoutError as error:

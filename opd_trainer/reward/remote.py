@@ -26,7 +26,7 @@ class Remote:
         self._session: aiohttp.ClientSession | None = None
         self._slots = asyncio.Semaphore(config.max_connections)
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """What the server says.
 
         Raises:

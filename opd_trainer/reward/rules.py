@@ -44,7 +44,7 @@ def number(text: str) -> str:
 class Nothing:
     """See `NoReward`."""
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """Always 0."""
         return {"reward": 0.0}
 
@@ -58,7 +58,7 @@ class Exact:
 
     config: ExactReward
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """1 or 0."""
         return {"reward": float(after_mark(sample.text, self.config.mark) == label_of(sample).strip())}
 
@@ -72,7 +72,7 @@ class Gsm8k:
 
     config: Gsm8kReward
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """1 or 0."""
         label, answer = label_of(sample), after_mark(sample.text, "####")
         gold = after_mark(label, "####") if "####" in label else label
@@ -89,7 +89,7 @@ class Length:
 
     config: LengthReward
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """0 down to -1."""
         over = len(sample.response) - self.config.free_tokens
         allowed = self.config.max_tokens - self.config.free_tokens
@@ -106,7 +106,7 @@ class Format:
         self._pattern = config.pattern
         self._sandbox = Sandbox("match", config.num_workers, config.timeout_s)
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """1 or 0."""
         return {"reward": await self._sandbox.ask(response=sample.text, pattern=self._pattern)}
 
@@ -121,7 +121,7 @@ class Math:
     def __init__(self, config: MathReward) -> None:
         self._sandbox = Sandbox("math", config.num_workers, config.timeout_s)
 
-    async def __call__(self, sample: Sample) -> dict[str, float]:
+    async def __call__(self, sample: Sample, group_size: int) -> dict[str, float]:
         """1 or 0."""
         return {"reward": await self._sandbox.ask(response=sample.text, label=label_of(sample))}
 
