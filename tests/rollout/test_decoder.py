@@ -17,12 +17,13 @@ def all_logits(model: torch.nn.Module, tokens: Tensor, dtype: torch.dtype) -> Te
     weights.finish()
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)
+        query, key, value = (x.unflatten(0, tokens.shape).transpose(1, 2) for x in (query, key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
-    rotation = decoder.rotations(shape, tokens.shape[1], tokens.device).unsqueeze(1)
-    hidden = decoder.forward(weights, tokens, rotation, attend)
-    return decoder.logits(weights, hidden.flatten(0, 1)).unflatten(0, tokens.shape)
+    rotation = decoder.rotations(shape, tokens.shape[1], tokens.device).repeat(len(tokens), 1)
+    hidden = decoder.forward(weights, tokens.flatten(), rotation, attend)
+    return decoder.logits(weights, hidden).unflatten(0, tokens.shape)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

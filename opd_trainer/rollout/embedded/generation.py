@@ -119,12 +119,11 @@ class Generation:
     def _step(self) -> None:
         slots = self._slots
         rows = slice(0, slots.count)
-        rotation = self._rotations[slots.position].unsqueeze(2)
-        tokens = slots.tokens[rows, slots.end].unsqueeze(1)
-        hidden = decoder.forward(self._weights, tokens, rotation, slots.attend)
+        rotation = self._rotations[slots.position]
+        hidden = decoder.forward(self._weights, slots.tokens[rows, slots.end], rotation, slots.attend)
         slots.end += 1
         self._clock += 1
-        self._draw(rows, decoder.logits(self._weights, hidden[:, -1]))
+        self._draw(rows, decoder.logits(self._weights, hidden))
 
     def _draw(self, rows: slice, logits: Tensor) -> None:
         self._slots.record(rows, *draw(logits, self._sampling, self._slots.next_uniforms(rows)))
@@ -223,19 +222,20 @@ class Generation:
         target = slice(slots.end - width, slots.end)
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            key, value = key.transpose(1, 2), value.transpose(1, 2)
+            query, key, value = (x.unflatten(0, (-1, width)).transpose(1, 2) for x in (query, key, value))
             slots.keys[layer][rows, :, target] = key.index_select(0, owner)
             slots.values[layer][rows, :, target] = value.index_select(0, owner)
-            mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask, enable_gqa=True)
-            return mixed.transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+            return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
-        hidden = decoder.forward(self._weights, torch.stack(padded).to(device), rotation, attend)
-        self._draw(rows, decoder.logits(self._weights, hidden[:, -1]).index_select(0, owner))
+        hidden = decoder.forward(self._weights, torch.cat(padded).to(device), rotation, attend)
+        last = hidden.unflatten(0, (-1, width))[:, -1]
+        self._draw(rows, decoder.logits(self._weights, last).index_select(0, owner))
 
     def _prompt_geometry(self, start: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Rotations [U, width, 1, D / 2] and mask [U, 1, width, width] of prompts padded up to `start` [U, 1]."""
+        """Rotations [U * width, D / 2] and mask [U, 1, width, width] of prompts padded up to `start` [U, 1]."""
         column = torch.arange(width, device=start.device)
         mask = (column <= column[:, None]) & (column >= start[:, :, None])
         # Padding sees itself: a query without any key would be NaN, and spread.
         mask |= column == column[:, None]
-        return self._rotations[(column - start).clamp_(min=0)].unsqueeze(2), mask.unsqueeze(1)
+        return self._rotations[(column - start).clamp_(min=0).flatten()], mask.unsqueeze(1)

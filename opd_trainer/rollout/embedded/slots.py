@@ -57,7 +57,7 @@ class Slots:
         self.uniforms = torch.zeros((rows, response), dtype=torch.float64, device=device)
         self.drawn = torch.zeros((rows, 1), dtype=torch.int64, device=device)
         self.start = torch.zeros((rows, 1), dtype=torch.int64, device=device)
-        self._bias = torch.zeros((rows, shape.num_kv_heads, 1, length), dtype=torch.float32, device=device)
+        self._bias = torch.zeros((rows, shape.num_kv_heads, 1, length), dtype=dtype, device=device)
         self._slot = torch.arange(length, device=device)
 
     def fits(self, rows: int, length: int, response: int) -> bool:
@@ -70,8 +70,8 @@ class Slots:
 
     @property
     def position(self) -> Tensor:
-        """i64[rows, 1]: the position of slot `end` in each row."""
-        return self.end - self.start[: self.count]
+        """i64[rows]: the position of slot `end` in each row."""
+        return self.end - self.start[: self.count, 0]
 
     def keep(self, rows: Sequence[int], used: int, end: int) -> None:
         """Keeps only `rows`, packed to the front, with their last `used` slots now ending at `end`.
@@ -118,19 +118,19 @@ class Slots:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of one new token of each row, at slot `end`, to its whole row; see `decoder.Attend`."""
         count, used = self.count, self.end + 1
-        keys, values = self.keys[layer][:count], self.values[layer][:count]
-        keys[:, :, self.end], values[:, :, self.end] = key[:, 0], value[:, 0]
-        keys, values, bias = keys[:, :, :used], values[:, :, :used], self._bias[:count, :, :, :used]
+        keys, values, bias = self.keys[layer][:count], self.values[layer][:count], self._bias[:count, :, :, :used]
+        keys[:, :, self.end], values[:, :, self.end] = key, value
+        keys, values = keys[:, :, :used], values[:, :, :used]
         # The query heads that share a key head are the rows of one product, so that keys are never repeated.
-        heads = query.view(count, self._shape.num_kv_heads, -1, self._shape.head_dim)
+        heads = query.unflatten(1, (self._shape.num_kv_heads, -1))
         if query.is_cuda:
-            mixed = F.scaled_dot_product_attention(heads, keys, values, attn_mask=bias.to(heads.dtype))
+            mixed = F.scaled_dot_product_attention(heads, keys, values, attn_mask=bias)
         else:
             # torch's CPU attention is built for many queries: for one it is 10x slower than two products (measured).
-            scores = torch.matmul(heads, keys.transpose(-1, -2)).float()
-            weights = scores.mul_(1.0 / math.sqrt(self._shape.head_dim)).add_(bias).softmax(-1)
-            mixed = torch.matmul(weights.to(values.dtype), values)
-        return mixed.reshape(query.shape)
+            scores = torch.matmul(heads, keys.transpose(-1, -2))
+            scores = torch.add(bias, scores, alpha=1.0 / math.sqrt(self._shape.head_dim))
+            mixed = torch.matmul(scores.softmax(-1), values)
+        return mixed.view(count, -1)
 
     def _unmoved(self, rows: Sequence[int], end: int) -> bool:
         if list(rows) != list(range(len(rows))) or (rows and end != self.end):
@@ -141,4 +141,6 @@ class Slots:
     def _mask(self, first: int) -> None:
         rows = slice(first, self.count)
         masked = self._slot < self.start[rows]
-        self._bias[rows] = torch.zeros_like(masked, dtype=torch.float32).masked_fill_(masked, -math.inf)[:, None, None]
+        self._bias[rows] = torch.zeros_like(masked, dtype=self._bias.dtype).masked_fill_(masked, -math.inf)[
+            :, None, None
+        ]

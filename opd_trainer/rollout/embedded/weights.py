@@ -25,8 +25,7 @@ class LayerWeights:
         input_norm: [H] RMSNorm before attention.
         qkv: [A + 2K, H] fused projections.
         qkv_bias: [A + 2K] or None.
-        q_norm: [head_dim] or None.
-        k_norm: [head_dim] or None.
+        qk_norm: [heads + KV heads, head_dim], the two head norms repeated for each head, or None.
         output: [H, A] attention output projection.
         output_bias: [H] or None.
         mlp_norm: [H] RMSNorm before the MLP.
@@ -39,8 +38,7 @@ class LayerWeights:
     input_norm: Tensor
     qkv: Tensor
     qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    qk_norm: Tensor | None
     output: Tensor
     output_bias: Tensor | None
     mlp_norm: Tensor
@@ -52,9 +50,10 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """Where a named tensor goes; `pairs` > 0 interleaves the rotary halves of heads with that many pairs."""
+    """Where a tensor of this `size` goes; `pairs` > 0 interleaves the rotary halves of heads with that many pairs."""
 
     view: Tensor
+    size: torch.Size
     pairs: int = 0
 
     def fill(self, tensor: Tensor) -> None:
@@ -104,10 +103,10 @@ class DecoderWeights:
                 state = "came twice" if name in self._slots else "is unknown to this model"
                 raise ShapeMismatch(f"weight sync: the tensor {name} {state}: the engine cannot tell what it is for")
             slot = self._slots[name]
-            if tensor.shape != slot.view.shape:
+            if tensor.shape != slot.size:
                 raise ShapeMismatch(
                     f"weight sync: {name} has shape {tuple(tensor.shape)} where the engine's model has "
-                    f"{tuple(slot.view.shape)}: engine and trainer do not use the same model"
+                    f"{tuple(slot.size)}: engine and trainer do not use the same model"
                 )
             slot.fill(tensor)
             self._missing.remove(name)
@@ -128,13 +127,20 @@ class DecoderWeights:
 
     def _tensor(self, name: str, *size: int) -> Tensor:
         view = torch.zeros(size, **self._options)
-        self._slots[name] = _Slot(view)
+        self._slots[name] = _Slot(view, view.shape)
         return view
 
     def _fused(self, parts: list[tuple[str, int, int]], *columns: int) -> Tensor:
         whole = torch.zeros((sum(rows for _, rows, _ in parts), *columns), **self._options)
         for (name, _, pairs), view in zip(parts, whole.split([rows for _, rows, _ in parts]), strict=True):
-            self._slots[name] = _Slot(view, pairs)
+            self._slots[name] = _Slot(view, view.shape, pairs)
+        return whole
+
+    def _qk_norm(self, prefix: str) -> Tensor:
+        counts, size = [self.shape.num_heads, self.shape.num_kv_heads], self.shape.head_dim
+        whole = torch.zeros((sum(counts), size), **self._options)
+        for name, view in zip(("q_norm", "k_norm"), whole.split(counts), strict=True):
+            self._slots[f"{prefix}.{name}.weight"] = _Slot(view, torch.Size([size]), size // 2)
         return whole
 
     def _layer(self, prefix: str) -> LayerWeights:
@@ -149,15 +155,11 @@ class DecoderWeights:
         def gate_up(kind: str, *columns: int) -> Tensor:
             return self._fused([(f"{mlp}.{name}.{kind}", inner, 0) for name in ("gate_proj", "up_proj")], *columns)
 
-        def head_norm(name: str) -> Tensor | None:
-            return self._fused([(f"{attention}.{name}.weight", shape.head_dim, pairs)]) if shape.qk_norm else None
-
         return LayerWeights(
             input_norm=self._tensor(f"{prefix}.input_layernorm.weight", hidden),
             qkv=qkv("weight", hidden),
             qkv_bias=qkv("bias") if shape.qkv_bias else None,
-            q_norm=head_norm("q_norm"),
-            k_norm=head_norm("k_norm"),
+            qk_norm=self._qk_norm(attention) if shape.qk_norm else None,
             output=self._tensor(f"{attention}.o_proj.weight", hidden, query),
             output_bias=self._tensor(f"{attention}.o_proj.bias", hidden) if shape.output_bias else None,
             mlp_norm=self._tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
