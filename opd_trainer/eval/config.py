@@ -14,7 +14,11 @@ class EvalConfig:
     datasets: dict[str, DataConfig] = field(default_factory=dict)
     """Named held-out datasets."""
     samples_per_prompt: int = 1
-    """Responses per prompt."""
+    """Responses per prompt; pass@k is reported for k = 1, 2, 4, ... up to this."""
+    correct_above: float = 0.5
+    """A response counts as correct when its reward is larger than this."""
+    correct_part: str | None = None
+    """Part of a composite reward that tells whether a response is correct; null takes the whole reward."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
     max_response_tokens: int | None = None
@@ -22,4 +26,4 @@ class EvalConfig:
     teacher: bool = True
     """Evaluate a Megatron teacher once as well, with an engine of its own."""
     reverse_kl_prompts: int = 64
-    """Held-out prompts on which the reverse KL is measured before and after, by sampling from the student; 0 for none."""
+    """Held-out prompts for the reverse KL before and after, measured on samples of the student; 0 for none."""
