@@ -93,13 +93,12 @@ class Composer:
 
 def composition_problem(error: Exception) -> Problem:
     """Hydra's complaint, in our form."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = getattr(cause, "full_key", None) or "configuration"
-    lines = [line.strip() for line in (str(error), str(cause)) for line in line.splitlines()[:1]]
-    what = "; ".join(dict.fromkeys(lines))
-    return Problem(
-        str(key), what, "Hydra cannot compose it", "`python launch.py --info defaults` shows what is combined"
-    )
+    lines = [line.strip() for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
+    fields = dict(line.split(": ", 1) for line in lines if line.startswith("full_key: "))
+    key = fields.get("full_key", "configuration")
+    said = [line.rstrip(".:") for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))]
+    what = "; ".join(dict.fromkeys(line for line in said if line))
+    return Problem(key, what, "Hydra cannot compose it", "`python launch.py --info defaults` shows what is combined")
 
 
 @contextmanager

@@ -43,7 +43,8 @@ class Command:
 
 def read(argv: Sequence[str], config_dir: Path) -> Command:
     """Sorts arguments (aliases already rewritten) with Hydra's own parser."""
-    args: argparse.Namespace = get_args_parser().parse_args(list(argv))
+    # Hydra itself wants all overrides before or after its flags.
+    args: argparse.Namespace = get_args_parser().parse_intermixed_args(list(argv))
     overrides = list(args.overrides)
     return Command(
         overrides=overrides,

@@ -39,9 +39,9 @@ def field_docs(schema: type) -> dict[str, str]:
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
         assert isinstance(body, ast.ClassDef)
         for statement, following in zip(body.body, body.body[1:], strict=False):
-            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and documented:
-                docs[statement.target.id] = " ".join(str(following.value.value).split())
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[name] = " ".join(text.split())
     return docs
 
 
@@ -52,9 +52,9 @@ def type_text(hint: Any) -> str:
         return f"{type_text(inner)} or null"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return " \\| ".join(hint.__members__)
-    if typing.get_origin(hint) in (list, dict):
-        arguments = ", ".join(type_text(argument) for argument in typing.get_args(hint))
-        return f"{typing.get_origin(hint).__name__}[{arguments}]"
+    origin = typing.get_origin(hint)
+    if origin in (list, dict):
+        return f"{'list' if origin is list else 'dict'}[{', '.join(map(type_text, typing.get_args(hint)))}]"
     return getattr(hint, "__name__", str(hint))
 
 
