@@ -99,7 +99,7 @@ def _quietly() -> Iterator[None]:
 @contextlib.contextmanager
 def _told_as_user_error(directory: Path) -> Iterator[None]:
     from megatron.core.dist_checkpointing.core import CheckpointingException
-    from torch.distributed.checkpoint import CheckpointException
+    from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         with _quietly():

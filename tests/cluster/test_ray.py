@@ -70,7 +70,8 @@ def test_ray_groups(monkeypatch):
         session = RaySession(None, 4)
         keeper = group(session, size=1)
         await keeper.start()
-        temp_dir = Path(ray._private.worker._global_node.get_temp_dir_path())
+        temp_dir = Path(str(session._temp_dir))
+        assert (temp_dir / "session_latest").exists()
 
         workers = group(session)
         await workers.start()

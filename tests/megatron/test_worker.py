@@ -32,6 +32,8 @@ def test_update_reports_live_log_probs_and_lowers_the_loss(student):
     assert torch.equal(first.entropy[0].isnan(), ~batch.mask)
     assert torch.equal(first.log_probs[0][batch.mask], before[batch.mask])
     assert not torch.allclose(after[batch.mask], before[batch.mask])
+    assert batch.weight is not None
+    assert batch.advantage is not None
     expected = -(batch.weight * batch.advantage * first.log_probs[0])[batch.mask].sum()
     assert first.loss == pytest.approx(float(expected), abs=1e-6)
     assert results[2].loss < results[1].loss < first.loss
@@ -71,6 +73,8 @@ def test_a_step_with_nothing_to_learn_leaves_the_weights(student, lengths):
 
 def test_masked_entries_reach_neither_loss_nor_gradient(student):
     batch = training.batch()
+    assert batch.weight is not None
+    assert batch.advantage is not None
     poisoned = batch.replace(
         old=Scores(log_probs=torch.where(batch.mask, -1.0, torch.nan), temperature=1.0, model="old"),
         mask=batch.mask & (batch.positions % 2 == 0),
@@ -111,7 +115,7 @@ def test_sft_is_a_loss_like_any_other(student):
 def test_export_comes_in_buckets_that_together_are_the_model(student, tmp_path):
     with started(training.spec(student)) as worker:
         whole = weights(worker)
-        worker.start_export(20_000)
+        worker.start_export(20_000, "student")
         buckets = []
         while (bucket := worker.next_bucket()) is not None:
             buckets.append(bucket)

@@ -9,7 +9,7 @@ from opd_trainer.megatron.optimizer import has_gradient_buffers
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.protocols import InlineTeacher
 from opd_trainer.teacher.config import ResidentTeacher as ResidentTeacherConfig
-from opd_trainer.teacher.resident import resident_teacher
+from opd_trainer.teacher.resident import ResidentTeacher, resident_teacher
 from opd_trainer.types import Scores, Signal
 from tests.megatron import training
 from tests.megatron.training import Distill, WeightedNll, started
@@ -79,6 +79,7 @@ def test_a_resident_teacher_has_no_gradients_and_leaves_the_students_settings(fo
     with started(told) as worker:
         worker.update([training.batch()], Distill())
         teacher = worker._teachers["default"]
+        assert isinstance(teacher, ResidentTeacher)
         parameters = [p for module in teacher.frozen.model.modules for p in module.parameters()]
         assert not any(p.requires_grad or p.grad is not None or hasattr(p, "main_grad") for p in parameters)
         assert not any(has_gradient_buffers(module) for module in teacher.frozen.model.modules)
