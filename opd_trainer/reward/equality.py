@@ -36,7 +36,7 @@ def last_boxed(response: str) -> str | None:
 
 def first_formula(line: str) -> str:
     """The only formula of a sentence, or the sentence when it has none or several."""
-    formulas = re.findall(r"(?<!\\)\$([^$]+)(?<!\\)\$|\\\((.+?)\\\)", line)
+    formulas = re.findall(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)", line)
     return "".join(formulas[0]) if len(formulas) == 1 else line
 
 

@@ -146,7 +146,7 @@ def undecorated(text: str) -> str:
         text = text.strip().rstrip(".")
         for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
             inner = text[len(left) : -len(right)]
-            if text.startswith(left) and text.endswith(right) and len(text) > len(left + right) and left not in inner:
+            if text.startswith(left) and text.endswith(right) and inner and left not in inner.replace(r"\$", ""):
                 text = inner
         if text == before:
             return text

@@ -159,5 +159,7 @@ def test_overlap_of_train_and_evaluation_is_refused(load):
     rows = [{"prompt": f"p{i}", "label": "1"} for i in range(6)]
     train = load(rows, n_rows=4)
     check_disjoint([train], [load(rows, name="heldout", offset=4)])
-    with pytest.raises(DataError, match=r"eval\.datasets\.heldout: 1 of 3 prompts are also trained on.*offset and n_rows"):
+    with pytest.raises(
+        DataError, match=r"eval\.datasets\.heldout: 1 of 3 prompts are also trained on.*offset and n_rows"
+    ):
         check_disjoint([train], [load(rows, name="heldout", offset=3)])

@@ -25,7 +25,8 @@ def test_a_gold_answer_equals_itself_and_no_other(gold):
 SAME = [
     ("336", r"336^\circ"), (r"336^{\circ}", "336"), ("336 degrees", r"336^\circ"), ("336°", "336"),
     ("336度", r"336^\circ"), ("336 度。", "336"), ("1,000", "1000"), (r"1,\!000", "1000"), ("10 080", r"10,\!080"),
-    (r"58{,}500", "58,500"), (r"\$1,234.50", "1234.5"), ("18 dollars", r"\$18"), ("$18$", "18"), ("18美元", r"\$18"),
+    (r"58{,}500", "58,500"), (r"\$1,234.50", "1234.5"), ("18 dollars", r"\$18"), ("$18$", "18"), (r"$\$18$", "18"),
+    ("18美元", r"\$18"),
     (r"864\text{ square inches}", r"864 \mbox{ inches}^2"), ("864", r"864 \mbox{ inches}^2"),
     (r"15 \text{cm}^2", r"15\mbox{ cm}^2"), ("15平方厘米", r"15\mbox{ cm}^2"), ("12厘米", "12 cm"), ("12个", "12"),
     ("12 apples", "12"), ("5 minutes", "5 min"), ("5分钟", "5"), ("3km", r"3 \text{ kilometers}"),
@@ -72,6 +73,8 @@ def test_answers_a_person_tells_apart(answer, gold):
         (r"Answer: \boxed{7}", "7"),
         ("The answer is 42.", "42."),
         (r"Answer: $\frac{1}{2}$ m", r"\frac{1}{2}"),
+        (r"Answer: $\$32,\!348$", r"\$32,\!348"),
+        (r"Answer: $1$ or $2$", r"$1$ or $2$"),
         ("Answer: 1\nAnswer: 2\nthanks", "2"),
         ("**Answer:** 336°", "336°"),
         ("the answer is\n\n12", "12"),
