@@ -1,8 +1,9 @@
 """Runs one job: prepares what it needs, keeps its record, and hands over to its task."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -18,7 +19,7 @@ from opd_trainer.tracking.build import build_tracker
 from opd_trainer.tracking.summary import Evaluated, Summary
 from opd_trainer.tracking.tracker import Tracker
 
-Task = Callable[[Config, Path, Tracker], Awaitable[None]]
+Task = Callable[[Config, Path, Tracker], Coroutine[Any, Any, None]]
 
 TASKS: dict[type[TaskConfig], Task] = {TrainTask: train, SftTask: sft, EvaluateTask: evaluate}
 

@@ -1,16 +1,40 @@
 """The loop. On-policy distillation: the student samples, the teacher judges every token, the student follows."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from opd_trainer.checkpoint import Checkpoints
+from opd_trainer.checkpoint import Checkpoints, Stateful
 from opd_trainer.experience import Experience
 from opd_trainer.metrics import Metrics
-from opd_trainer.objective import Objective
-from opd_trainer.protocols import Learner, RolloutEngine
+from opd_trainer.protocols import Learner, RolloutEngine, TokenLoss
 from opd_trainer.tracking.tracker import Tracker
-from opd_trainer.types import Scores, TokenBatch
+from opd_trainer.types import Scores, TokenBatch, UpdateResult
+
+
+class TrainingObjective(Stateful, Protocol):
+    """What the loop asks of an objective; see `opd_trainer.objective.Objective`."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of a batch that must be scored before `assign`."""
+        ...
+
+    def assign(self, batch: TokenBatch) -> TokenBatch:
+        """The batch with advantages and loss weights; begins a step."""
+        ...
+
+    def minibatches(self, batch: TokenBatch) -> Sequence[TokenBatch]:
+        """The batches of the optimizer steps on one rollout batch."""
+        ...
+
+    def loss(self) -> TokenLoss:
+        """The loss of this step's updates."""
+        ...
+
+    def metrics(self, batch: TokenBatch, result: UpdateResult) -> Metrics:
+        """The metrics of one update."""
+        ...
 
 
 class Evaluate(Protocol):
@@ -26,7 +50,7 @@ class Controller:
     """Everything a run consists of; `fit` is the algorithm."""
 
     experience: Experience
-    objective: Objective
+    objective: TrainingObjective
     learner: Learner
     engine: RolloutEngine
     evaluate: Evaluate

@@ -80,7 +80,10 @@ class SupervisedExperience:
 class SupervisedObjective:
     """Mean negative log-likelihood over the unmasked tokens of a step."""
 
-    needs: frozenset[str] = frozenset()
+    @property
+    def needs(self) -> frozenset[str]:
+        """Nothing is scored beforehand."""
+        return frozenset()
 
     def assign(self, batch: TokenBatch) -> TokenBatch:
         """Every unmasked token weighs the same."""

@@ -21,6 +21,8 @@ class RayCluster(ClusterConfig):
     """Megatron workers; tensor x pipeline x context parallel sizes must divide it."""
     num_rollout_workers: int = 1
     """Embedded engines that share the prompts."""
+    cpus_per_worker: float = 0.5
+    """Logical CPUs that a worker reserves; training and rollout take turns, so that they can share cores."""
     gpus_per_worker: float | None = None
     """GPUs of a Megatron worker; null means 1 where the machine has GPUs, otherwise 0."""
     address: str | None = None

@@ -43,7 +43,7 @@ def folder_of(demo: DemoConfig) -> Path:
     return Path(demo.cache) / f"arithmetic-{digest[:8]}"
 
 
-def prepared(config: Config, train: Callable[[Config, Path], None]) -> Config:
+def prepared(config: Config, train: Callable[[Config, Path], float | None]) -> Config:
     """`config` with every `demo:` path replaced by the real one, after building what is missing.
 
     Args:
@@ -61,7 +61,7 @@ def prepared(config: Config, train: Callable[[Config, Path], None]) -> Config:
     return with_real_paths(config, folder)
 
 
-def build(config: Config, folder: Path, train: Callable[[Config, Path], None]) -> None:
+def build(config: Config, folder: Path, train: Callable[[Config, Path], float | None]) -> None:
     """Builds a recipe in a hidden folder and moves it into place once it is complete."""
     assert config.demo is not None
     partial = folder.with_name(f".{folder.name}.partial")

@@ -77,9 +77,9 @@ class MegatronLearner:
             peak_memory_bytes=max(rank.peak_memory_bytes for rank in every),
         )
 
-    def weights(self, version: int) -> WeightStream:
-        """The student's current weights, under Hugging Face names; read it before the next update."""
-        return WeightStream(version, self._buckets())
+    def weights(self, version: int, model: str = "student") -> WeightStream:
+        """The current weights of "student" or "teacher:<name>", under Hugging Face names; read before the next update."""
+        return WeightStream(version, self._buckets(model))
 
     async def save(self, directory: Path) -> None:
         """Writes weights, optimizer, schedule and RNG into `directory`, which exists and is empty."""
@@ -102,8 +102,8 @@ class MegatronLearner:
         await self._group.close()
         self._places = []
 
-    async def _buckets(self) -> AsyncIterator[list[tuple[str, Tensor]]]:
-        await self._group.call("start_export", self._bucket_bytes)
+    async def _buckets(self, model: str) -> AsyncIterator[list[tuple[str, Tensor]]]:
+        await self._group.call("start_export", self._bucket_bytes, model)
         while (bucket := (await self._group.call("next_bucket"))[0]) is not None:
             yield bucket
 

@@ -140,8 +140,11 @@ class MegatronWorker:
             scored = score_inline(teachers, prepared.batch.replace(teacher=None, teacher_name=names)).teacher
             assert scored is not None
             return scored.log_probs.cpu()
+        raise self._unknown(model)
+
+    def _unknown(self, model: str) -> OpdError:
         there = ["student", *(["reference"] if self._reference else []), *(f"teacher:{key}" for key in self._teachers)]
-        raise OpdError(f"the training workers have no model {model!r}, only {', '.join(there)}")
+        return OpdError(f"the training workers have no model {model!r}, only {', '.join(there)}")
 
     def save(self, directory: Path) -> None:
         """Writes weights, optimizer, schedule and RNG into `directory`, which exists and holds no checkpoint."""
@@ -158,9 +161,24 @@ class MegatronWorker:
         """
         checkpoint.restore(directory, _started(self._student).model, _started(self._optimizer))
 
-    def start_export(self, bucket_bytes: int) -> None:
-        """Begins to hand out the student's weights, at most `bucket_bytes` (but one tensor at least) at a time."""
-        self._export = _buckets(export_hf_weights(_started(self._student).model), bucket_bytes)
+    def start_export(self, bucket_bytes: int, model: str) -> None:
+        """Begins to hand out weights, at most `bucket_bytes` (but one tensor at least) at a time.
+
+        Args:
+            bucket_bytes: largest bucket.
+            model: "student" or "teacher:<name>".
+
+        Raises:
+            OpdError: there is no such model.
+        """
+        name = model.removeprefix("teacher:")
+        if model == "student":
+            tensors = export_hf_weights(_started(self._student).model)
+        elif name in self._teachers:
+            tensors = self._teachers[name].export()
+        else:
+            raise self._unknown(model)
+        self._export = _buckets(tensors, bucket_bytes)
 
     def next_bucket(self) -> list[tuple[str, Tensor]] | None:
         """The next (Hugging Face name, full tensor on the CPU) pairs; None at the end.

@@ -35,7 +35,7 @@ async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
             evaluator=Evaluator(
                 config.eval, prompts.held_out, reward, build.evaluation_sampling(config, vocabulary), config.seed
             ),
-            probe=ReverseKlProbe(probed, config.eval.reverse_kl_samples, sampling, config.seed, learner)
+            probe=ReverseKlProbe(probed, sampling, config.seed, learner)
             if config.opd.type is OpdType.megatron and probed
             else None,
             engine=engine,

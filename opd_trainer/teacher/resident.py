@@ -1,6 +1,7 @@
 """The resident teacher: an extra Megatron model beside the student, scored inside the training forward pass."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from opd_trainer.errors import TeacherError
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.frozen import FrozenModel
+from opd_trainer.megatron.huggingface import export_hf_weights
 from opd_trainer.megatron.micro_batch import Scoring, prepare
 from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.megatron.source import architecture_of, config_folder
@@ -65,6 +67,10 @@ class ResidentTeacher:
         if want not in self.signals:
             raise TeacherError(f"a resident teacher gives {', '.join(self.signals)}, not {want}")
         return self.frozen.score(prepare(micro_batch, self.frozen.model.runtime.device))
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """See `InlineTeacher`."""
+        return export_hf_weights(self.frozen.model)
 
 
 def teacher_settings(teacher: TeacherConfig, student: ModelConfig) -> ModelConfig:

@@ -127,7 +127,7 @@ def started(worker_spec: WorkerSpec) -> Iterator[MegatronWorker]:
 
 def weights(worker: MegatronWorker) -> dict[str, torch.Tensor]:
     """Copies of the worker's weights under their Hugging Face names."""
-    worker.start_export(1 << 40)
+    worker.start_export(1 << 40, "student")
     return {name: tensor.clone() for name, tensor in worker.next_bucket() or []}
 
 
