@@ -113,6 +113,7 @@ def bare_loop(model: Any, requests: list[Request], response: int) -> Callable[[]
                 rows=len(chunk),
                 length=width + response,
                 response=1,
+                candidates=0,
                 dtype=model.dtype,
                 device=torch.device("cpu"),
             )

@@ -83,6 +83,22 @@ def test_prompts_are_told_apart_by_their_tokens_not_their_names(model):
         torch.testing.assert_close(sample.log_probs, reference_log_probs(model, sample), atol=1e-4, rtol=0)
 
 
+def test_candidates_follow_their_tokens_through_packing(model):
+    asked = requests(prompts=9, siblings=3)
+    samples = finish(loaded_worker(model, batch_size=4), asked, sampling(log_prob_top_k=5, temperature=0.7))
+    for sample in samples:
+        tokens = torch.cat([sample.prompt.tokens, sample.response])
+        with torch.no_grad():
+            logits = model(tokens[None]).logits[0, len(sample.prompt.tokens) - 1 : -1]
+        expected = (logits / 0.7).log_softmax(-1).topk(5)
+        assert sample.topk is not None
+        torch.testing.assert_close(sample.topk.log_probs, expected.values, atol=1e-4, rtol=0)
+        assert (sample.topk.ids == expected.indices).float().mean() > 0.99
+    plain = by_request(finish(loaded_worker(model, batch_size=4), asked, sampling(temperature=0.7)))
+    assert all(torch.equal(plain[key].response, sample.response) for key, sample in by_request(samples).items())
+    assert {sample.topk for sample in plain.values()} == {None}
+
+
 def test_a_stop_token_ends_the_response_and_is_kept(model):
     samples = finish(loaded_worker(model), requests(prompts=10), sampling(stop_token_ids=(4,), max_response_tokens=40))
     reasons = {sample.finish for sample in samples}

@@ -113,6 +113,7 @@ def test_it_cannot_be_used_after_close(model):
         (one([2]), {"max_response_tokens": 0}, "max_response_tokens=0"),
         (one([2]), {"temperature": -1.0}, "temperature -1.0"),
         (one([2]), {"top_p": 0.0}, "top_p 0.0"),
+        (one([2]), {"log_prob_top_k": 38}, "log_prob_top_k=38.*37 tokens"),
         (one([2]), {"stop_token_ids": (VOCAB_SIZE,)}, r"\[37\] are not in the model's vocabulary of 37"),
         (one([]), {}, "p7 has no tokens"),
         (one([2] * 250), {}, "p7 has 250 tokens.*max_response_tokens=20.*256"),
@@ -128,7 +129,7 @@ def test_what_cannot_be_served_is_refused(model, asked: list[Request], how: dict
 def test_the_cache_limit_lowers_the_batch_not_the_samples(model):
     asked, how = requests(), sampling()
     expected = by_request(finish(loaded_worker(model), asked, how))
-    row = bytes_per_slot(DecoderShape.from_config(model.config), torch.float32) * (11 + 40)
+    row = bytes_per_slot(DecoderShape.from_config(model.config), torch.float32, 0) * (11 + 40)
     small = by_request(finish(loaded_worker(model, kv_cache_bytes=3 * row), asked, how))
     assert all(torch.equal(small[key].response, expected[key].response) for key in expected)
     with pytest.raises(UserError, match=r"rollout\.kv_cache_bytes=100"):

@@ -16,7 +16,7 @@ from opd_trainer.rollout.embedded import decoder
 from opd_trainer.rollout.embedded.sampling import draw, uniforms
 from opd_trainer.rollout.embedded.slots import Slots
 from opd_trainer.rollout.embedded.weights import DecoderWeights
-from opd_trainer.types import Finish, Request, Sample, Sampling
+from opd_trainer.types import Finish, Request, Sample, Sampling, TopK
 
 _REFILL = 0.25
 """Free part of the batch at which waiting requests are let in."""
@@ -126,7 +126,7 @@ class Generation:
         self._draw(rows, decoder.logits(self._weights, hidden))
 
     def _draw(self, rows: slice, logits: Tensor) -> None:
-        self._slots.record(rows, *draw(logits, self._sampling, self._slots.next_uniforms(rows)))
+        self._slots.record(rows, draw(logits, self._sampling, self._slots.next_uniforms(rows)))
 
     def _drawn(self, row: _Row) -> int:
         return self._clock - row.born
@@ -154,24 +154,31 @@ class Generation:
     def _samples(self, indices: list[int]) -> list[Sample]:
         slots, rows = self._slots, [self._rows[index] for index in indices]
         lengths = [self._drawn(row) for row in rows]
-        longest = max(lengths)
-        window = slice(slots.end + 1 - longest, slots.end + 1)
+        window = slice(slots.end + 1 - max(lengths), slots.end + 1)
         chosen = torch.tensor(indices, device=slots.tokens.device)
-        tokens = slots.tokens[:, window].index_select(0, chosen).cpu()
-        log_probs = slots.log_probs[:, window].index_select(0, chosen).cpu()
-        responses = [line[longest - length :].clone() for line, length in zip(tokens, lengths, strict=True)]
-        texts = self._decode_texts([response.tolist() for response in responses])
+
+        def responses(record: Tensor) -> list[Tensor]:
+            lines = record[:, window].index_select(0, chosen).cpu()
+            return [line[-length:].clone() for line, length in zip(lines, lengths, strict=True)]
+
+        tokens, log_probs = responses(slots.tokens), responses(slots.log_probs)
+        topk: list[TopK | None] = [None] * len(rows)
+        if self._sampling.log_prob_top_k:
+            pairs = zip(responses(slots.topk_ids), responses(slots.topk_log_probs), strict=True)
+            topk = [TopK(ids=ids, log_probs=log_probs) for ids, log_probs in pairs]
+        texts = self._decode_texts([response.tolist() for response in tokens])
         return [
             Sample(
                 prompt=row.request.prompt,
                 index=row.request.index,
-                response=response,
-                log_probs=line[longest - len(response) :].clone(),
+                response=tokens[i],
+                log_probs=log_probs[i],
                 finish=row.finish or Finish.abort,
                 version=self._version,
-                text=text,
+                text=texts[i],
+                topk=topk[i],
             )
-            for row, response, line, text in zip(rows, responses, log_probs, texts, strict=True)
+            for i, row in enumerate(rows)
         ]
 
     def _pack(self) -> slice:

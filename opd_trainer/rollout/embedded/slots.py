@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from opd_trainer.rollout.embedded.sampling import Drawn
 from opd_trainer.rollout.embedded.shape import DecoderShape
 
-BYTES_BESIDE_CACHE = 20
-"""Bytes per row and slot besides keys and values: token, log-prob and uniform."""
+_TOKEN_BYTES = 12
+"""A token id and its log-prob."""
 
 
-def bytes_per_slot(shape: DecoderShape, dtype: torch.dtype) -> int:
-    """Bytes of one slot of one row."""
-    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize + BYTES_BESIDE_CACHE
+def bytes_per_slot(shape: DecoderShape, dtype: torch.dtype, candidates: int) -> int:
+    """Bytes of one slot of one row: keys, values, and the token with its candidates."""
+    cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+    return cache + _TOKEN_BYTES * (1 + candidates)
 
 
 class Slots:
@@ -30,6 +32,7 @@ class Slots:
         rows: most rows at once.
         length: slots of each row.
         response: longest response, tokens.
+        candidates: likeliest tokens to keep at each position.
         dtype: number format of keys and values.
         device: where they live.
     """
@@ -41,6 +44,7 @@ class Slots:
         rows: int,
         length: int,
         response: int,
+        candidates: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -54,15 +58,18 @@ class Slots:
         self.values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
         self.tokens = torch.zeros((rows, length), dtype=torch.int64, device=device)
         self.log_probs = torch.zeros((rows, length), dtype=torch.float32, device=device)
+        self.topk_ids = torch.zeros((rows, length, candidates), dtype=torch.int64, device=device)
+        self.topk_log_probs = torch.zeros((rows, length, candidates), dtype=torch.float32, device=device)
         self.uniforms = torch.zeros((rows, response), dtype=torch.float64, device=device)
         self.drawn = torch.zeros((rows, 1), dtype=torch.int64, device=device)
         self.start = torch.zeros((rows, 1), dtype=torch.int64, device=device)
         self._bias = torch.zeros((rows, shape.num_kv_heads, 1, length), dtype=dtype, device=device)
         self._slot = torch.arange(length, device=device)
 
-    def fits(self, rows: int, length: int, response: int) -> bool:
+    def fits(self, rows: int, length: int, response: int, candidates: int) -> bool:
         """Whether this state serves a batch of these sizes."""
-        return len(self.tokens) == rows and self.length >= length and self.uniforms.shape[1] == response
+        own = (len(self.tokens), self.uniforms.shape[1], self.topk_ids.shape[2])
+        return own == (rows, response, candidates) and self.length >= length
 
     def clear(self) -> None:
         """Drops all rows."""
@@ -84,7 +91,7 @@ class Slots:
         source, target = slice(self.end - used, self.end), slice(end - used, end)
         for cache in (*self.keys, *self.values):
             cache[:count, :, target] = cache[:, :, source].index_select(0, index)
-        for record in (self.tokens, self.log_probs):
+        for record in (self.tokens, self.log_probs, self.topk_ids, self.topk_log_probs):
             record[:count, end - used : end + 1] = record[:, self.end - used : self.end + 1].index_select(0, index)
         for state in (self.uniforms, self.drawn):
             state[:count] = state.index_select(0, index)
@@ -110,10 +117,12 @@ class Slots:
         drawn += 1
         return uniform.squeeze(1)
 
-    def record(self, rows: slice, tokens: Tensor, log_probs: Tensor) -> None:
-        """Puts drawn tokens and their log-probs into slot `end`."""
-        self.tokens[rows, self.end] = tokens
-        self.log_probs[rows, self.end] = log_probs
+    def record(self, rows: slice, drawn: Drawn) -> None:
+        """Puts drawn tokens into slot `end`."""
+        self.tokens[rows, self.end] = drawn.tokens
+        self.log_probs[rows, self.end] = drawn.log_probs
+        self.topk_ids[rows, self.end] = drawn.topk_ids
+        self.topk_log_probs[rows, self.end] = drawn.topk_log_probs
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of one new token of each row, at slot `end`, to its whole row; see `decoder.Attend`."""

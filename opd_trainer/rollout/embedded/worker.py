@@ -200,7 +200,8 @@ class EmbeddedWorker:
     def _room(self, requests: Sequence[Request], sampling: Sampling, shape: DecoderShape) -> Slots:
         """The state to decode in: the last one where its size fits, otherwise a new one."""
         prompt, response = max(len(request.prompt.tokens) for request in requests), sampling.max_response_tokens
-        rollout, unit = self._spec.rollout, bytes_per_slot(shape, self._spec.dtype)
+        rollout, candidates = self._spec.rollout, sampling.log_prob_top_k
+        unit = bytes_per_slot(shape, self._spec.dtype, candidates)
         rows = min(rollout.batch_size, len(requests))
         affordable = rollout.kv_cache_bytes // (unit * slots_needed(prompt, response, waiting=True))
         if affordable == 0:
@@ -212,9 +213,15 @@ class EmbeddedWorker:
         rows = min(rows, affordable)
         length = slots_needed(prompt, response, waiting=rows < len(requests))
         slots, self._slots = self._slots, None
-        if slots is None or not slots.fits(rows, length, response):
+        if slots is None or not slots.fits(rows, length, response, candidates):
             slots = Slots(
-                shape, rows=rows, length=length, response=response, dtype=self._spec.dtype, device=self._device
+                shape,
+                rows=rows,
+                length=length,
+                response=response,
+                candidates=candidates,
+                dtype=self._spec.dtype,
+                device=self._device,
             )
         slots.clear()
         self._slots = slots
@@ -228,6 +235,11 @@ def _check(requests: Sequence[Request], sampling: Sampling, stop: frozenset[int]
         raise UserError(
             f"rollout: temperature {sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k} describe no "
             "distribution. Use temperature >= 0 (0 is greedy), 0 < top_p <= 1 and top_k >= 0 (0 is all)"
+        )
+    if not 0 <= sampling.log_prob_top_k <= shape.vocab_size:
+        raise UserError(
+            f"opd.log_prob_top_k={sampling.log_prob_top_k}: the vocabulary has {shape.vocab_size} tokens. Use 0 (none) "
+            "or at most that many"
         )
     unknown = sorted(token for token in stop if not 0 <= token < shape.vocab_size)
     if unknown:
