@@ -32,11 +32,12 @@ if [ ! -x "$venv/bin/pip" ]; then
     fi
 fi
 
-install=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --constraint constraints.txt)
+# -I: packages of a PYTHONPATH must not count as installed.
+install=("$venv/bin/python" -I -m pip --disable-pip-version-check install --quiet --constraint constraints.txt)
 if [ -n "$torch_index" ]; then
     # A wheel with a local version (2.13.0+cpu) is preferred to the ordinary build (2.13.0).
     install+=(--extra-index-url "$torch_index")
 fi
 echo "setup: installing into $venv (a few minutes on the first run)"
 "${install[@]}" --editable '.[dev]'
-"$venv/bin/python" -m pip check
+"$venv/bin/python" -I -m pip check
