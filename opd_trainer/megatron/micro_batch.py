@@ -24,7 +24,7 @@ class MicroBatch:
 
     Attributes:
         batch: what the controller sent.
-        packed: what a model takes.
+        packed: what a model takes; a single token that nobody asked for when the micro-batch is empty.
         index: i64[M], the tokens whose log-prob is wanted, in order.
     """
 
@@ -87,12 +87,16 @@ def prepare(batch: TokenBatch, device: torch.device) -> MicroBatch:
     lengths, positions = batch.lengths, batch.positions
     index = batch.mask.nonzero().squeeze(1)
     assert not bool((positions[index] == 0).any()), "a response token follows at least one prompt token"
-    bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)
+    tokens = batch.tokens
+    if not len(tokens):
+        # Stages of a pipeline pass something on for every micro-batch, and no model computes zero tokens.
+        tokens = positions = positions.new_zeros(1)
+        lengths = lengths.new_ones(1)
     packed = Packed(
-        tokens=batch.tokens,
+        tokens=tokens,
         position_ids=positions,
-        cu_seqlens=bounds,
-        max_length=int(lengths.max()) if len(lengths) else 0,
+        cu_seqlens=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32),
+        max_length=int(lengths.max()),
         select=index - 1,
     )
     return MicroBatch(batch, packed, index)
