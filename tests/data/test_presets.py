@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from opd_trainer.data.config import DataConfig
@@ -47,7 +48,7 @@ CASES = [(name, row) for name, rows in ROWS.items() for row in rows]
 def test_preset(name, row, tmp_path, tokenizer):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    option = OmegaConf.load(CONF / f"{name}.yaml")
+    option = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     del option["defaults"]
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), option, {"path": str(path)}))
     assert isinstance(config, DataConfig)

@@ -17,7 +17,9 @@ GOLD = [
 
 @pytest.mark.parametrize("gold", GOLD)
 def test_a_gold_answer_equals_itself_and_no_other(gold):
-    assert same_answer(answer_in(rf"So the answer is \boxed{{{gold}}}."), gold)
+    answer = answer_in(rf"So the answer is \boxed{{{gold}}}.")
+    assert answer is not None
+    assert same_answer(answer, gold)
     other = GOLD[(GOLD.index(gold) + 7) % len(GOLD)]
     assert not same_answer(other, gold)
 

@@ -1,5 +1,6 @@
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ ENDLESS = {"response": "a" * 40 + "b", "pattern": "(a+)+"}
 FINE = {"response": "a", "pattern": "a"}
 
 
-def run(coroutine_function, task="match", timeout_s=0.5):
+def run(coroutine_function, task="match", timeout_s: Any = 0.5):
     async def main():
         sandbox = Sandbox(task, 1, timeout_s)
         try:
