@@ -138,11 +138,6 @@ class Optimizer:
         self.num_steps += 1
         return StepResult(float(grad_norm), rate)
 
-    def reload(self) -> None:
-        """Takes over the model's weights after they were changed from outside."""
-        with cpu_tensors():
-            self.megatron.reload_model_params()
-
 
 def has_gradient_buffers(module: nn.Module) -> bool:
     """Whether any parameter of a module could collect a gradient or has a place for one."""

@@ -7,7 +7,7 @@ import torch
 
 from opd_trainer.errors import CheckpointError
 from opd_trainer.megatron.worker import MegatronWorker
-from opd_trainer.model.config import ModelConfig
+from opd_trainer.model.config import Dtype, ModelConfig
 from tests.gloo import run_gloo
 from tests.megatron import training
 from tests.megatron.training import WeightedNll, started, weights
@@ -39,9 +39,11 @@ def same(ours, theirs):
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"distributed_optimizer": True}])
-def test_resume_is_bit_exact(student, tmp_path, changes):
-    spec = training.spec(student, **SCHEDULE, **changes)
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("distributed_optimizer", [False, True])
+def test_resume_is_bit_exact(student, tmp_path, distributed_optimizer, dtype):
+    model = ModelConfig(load=str(student), dtype=dtype)
+    spec = training.spec(student, model=model, distributed_optimizer=distributed_optimizer, **SCHEDULE)
     with started(spec) as worker:
         steps(worker, range(3))
         worker.save(tmp_path)
