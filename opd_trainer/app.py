@@ -1,6 +1,7 @@
 """Runs one job: prepares what it needs, keeps its record, and hands over to its task."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def run(config: Config, output_dir: Path) -> float | None:
     Raises:
         UserError: something that the user can fix.
     """
+    # Megatron lists every parameter of every bucket at this level.
+    logging.getLogger("megatron").setLevel(logging.WARNING)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(output_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     write_record(output_dir, config, RunStatus.running)

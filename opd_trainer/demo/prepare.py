@@ -15,6 +15,7 @@ from opd_trainer.config import CheckpointConfig, Config
 from opd_trainer.data.config import DataConfig
 from opd_trainer.demo import arithmetic
 from opd_trainer.demo.config import DemoConfig
+from opd_trainer.errors import OpdError
 from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.model.config import ModelConfig
@@ -68,7 +69,12 @@ def build(config: Config, folder: Path, train: Callable[[Config, Path], float | 
     shutil.rmtree(partial, ignore_errors=True)
     arithmetic.write_dataset(partial / "data", config.demo)
     arithmetic.save_tokenizer(partial / "tokenizer")
-    train(supervised(config, config.demo, partial), partial / "run")
+    accuracy = train(supervised(config, config.demo, partial), partial / "run")
+    if accuracy is None or accuracy < config.demo.teacher_accuracy:
+        raise OpdError(
+            f"the demo's teacher reached {accuracy} instead of {config.demo.teacher_accuracy} on held-out problems within "
+            f"{config.demo.max_steps} steps (see {partial / 'run' / 'curves.png'}): raise demo.max_steps"
+        )
     shutil.rmtree(partial / "run" / "checkpoints")
     os.replace(partial / "run" / "model", partial / "teacher")
     os.replace(partial / "run" / "snapshot", partial / "student")

@@ -1,0 +1,53 @@
+"""A run that is killed, at any point, goes on to the same numbers."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs.runs import distil, launch, start, steps, summary, world
+
+STEPS = ("steps=6", "checkpoint.every=2", "eval.every=3", "opd.schedule.kind=target_kl")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small: Path) -> Path:
+    output = small / "uninterrupted"
+    process = start(small, output, *distil(small), *STEPS)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return output
+
+
+def lines(output: Path) -> int:
+    path = output / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(
+    small: Path, uninterrupted: Path, tmp_path: Path, after: int
+) -> None:
+    output = tmp_path / "killed"
+    process = start(small, output, *distil(small), *STEPS)
+    deadline = time.monotonic() + 200
+    while lines(output) < after and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[0]
+    process.kill()
+    process.communicate()
+    assert lines(output) < 6
+    assert launch(small, output, *distil(small), *STEPS, "resume=auto") == 0
+    assert steps(output) == steps(uninterrupted)
+    for key in ("evaluation", "reverse_kl", "steps"):
+        assert summary(output)[key] == summary(uninterrupted)[key]
+
+
+def test_a_finished_run_is_not_continued(small: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(small, uninterrupted, *distil(small), *STEPS, "resume=auto") == 2
+    assert "nothing to continue" in capsys.readouterr().err

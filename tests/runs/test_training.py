@@ -1,0 +1,92 @@
+"""What a run leaves behind, and what must hold of its numbers."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs.runs import column, distil, launch, save_model, steps, summary, world
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def finished(small: Path) -> Path:
+    output = small / "finished"
+    assert launch(small, output, *distil(small)) == 0
+    return output
+
+
+def test_a_run_writes_every_file_that_the_documentation_names(finished: Path) -> None:
+    written = {path.name for path in finished.iterdir()}
+    files = {"config.yaml", "metrics.jsonl", "summary.json", "samples.jsonl", "curves.png", "run.json"}
+    assert files | {"checkpoints", "model"} <= written
+
+
+def test_the_summary_has_everybody_who_was_evaluated(finished: Path) -> None:
+    content = summary(finished)
+    assert set(content["evaluation"]) == {"before", "after", "teacher"}
+    assert all(set(scores) == {"heldout"} for scores in content["evaluation"].values())
+    assert content["reverse_kl"]["first"] > 0
+    assert content["steps"] == 3
+
+
+def test_engine_and_trainer_agree_on_log_probs_at_every_version_of_the_weights(finished: Path) -> None:
+    assert all(gap < 1e-4 for gap in column(finished, "train/rollout_log_prob_diff"))
+
+
+def test_the_reverse_kl_of_a_step_is_that_of_its_samples(finished: Path) -> None:
+    for line in steps(finished):
+        gap = line["opd/student_log_prob"] - line["opd/teacher_log_prob"]
+        assert math.isclose(line["opd/reverse_kl"], gap, rel_tol=1e-4)
+
+
+def test_the_exported_student_loads_in_transformers_and_has_moved(finished: Path, small: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trained = AutoModelForCausalLM.from_pretrained(finished / "model").state_dict()
+    initial = AutoModelForCausalLM.from_pretrained(small / "student").state_dict()
+    assert trained.keys() == initial.keys()
+    assert any(not torch.equal(trained[name], initial[name]) for name in initial)
+    assert AutoTokenizer.from_pretrained(finished / "model").vocab_size > 0
+
+
+def test_the_same_seed_gives_the_same_numbers(small: Path, finished: Path) -> None:
+    assert launch(small, small / "again", *distil(small)) == 0
+    assert steps(small / "again") == steps(finished)
+
+
+def test_a_teacher_that_is_the_student_has_a_reverse_kl_of_exactly_zero(small: Path) -> None:
+    quiet = ("estimator=none", "megatron.optimizer.weight_decay=0")
+    assert launch(small, small / "same", *distil(small, "student"), *quiet) == 0
+    assert next(column(small / "same", "opd/reverse_kl")) == 0.0
+    assert summary(small / "same")["reverse_kl"]["first"] == 0.0
+    assert all(abs(kl) < 1e-6 for kl in column(small / "same", "opd/reverse_kl"))
+
+
+def test_a_coefficient_of_zero_trains_exactly_as_without_distillation(small: Path) -> None:
+    reward = ("reward=length", "reward.max_tokens=12", "reward.free_tokens=1")
+    assert launch(small, small / "zero", *distil(small), "opd.kl_coef=0", *reward) == 0
+    assert launch(small, small / "off", "opd=off", *reward) == 0
+    shared = ["train/loss", "train/grad_norm", "rollout/log_prob", "eval/heldout/pass@1"]
+    for with_zero, without in zip(steps(small / "zero"), steps(small / "off"), strict=True):
+        assert all(with_zero[name] == without[name] for name in shared if name in without)
+
+
+def test_a_teacher_of_another_shape_needs_a_model_of_its_own(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from opd_trainer.model.config import Family
+
+    save_model(tmp_path / "llama", 3, Family.llama)
+    other = distil(tmp_path, "llama")
+    assert launch(small, tmp_path / "refused", *other) == 2
+    message = capsys.readouterr().err
+    assert "qk_norm" in message
+    assert "opd=sglang" in message
+    assert "Traceback" not in message
+    assert launch(small, tmp_path / "accepted", *other, "+model@teacher.model=base", "steps=1") == 0
