@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from opd_trainer.files import write_atomically
 from opd_trainer.tracking.sink import StepRecord
-from opd_trainer.tracking.summary import Evaluated, Results, Summary, finite, write_atomically
+from opd_trainer.tracking.summary import Evaluated, Results, Summary, finite
 from opd_trainer.types import Sample
 
 METRICS = "metrics.jsonl"
