@@ -1,6 +1,9 @@
 """How responses are generated."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum, auto
+
+from opd_trainer.sglang.config import LaunchConfig
 
 
 @dataclass(slots=True)
@@ -39,3 +42,42 @@ class EmbeddedRollout(RolloutConfig):
     """Largest KV cache, bytes; fewer responses are decoded at once where `batch_size` of full length would not fit."""
     prefill_tokens: int = 8192
     """Prompt tokens (padding included) processed at once before decoding; bounds the memory of long prompts."""
+
+
+class SyncVia(StrEnum):
+    """How weights reach SGLang servers."""
+
+    tensor = auto()
+    """Shared memory; the servers are on this machine."""
+    distributed = auto()
+    """A process group with each server: NCCL where both sides have GPUs, gloo otherwise."""
+    disk = auto()
+    """A folder that the servers can read."""
+
+
+@dataclass(slots=True)
+class SglangRollout(RolloutConfig):
+    """SGLang servers: our own (`urls` empty) or somebody else's."""
+
+    urls: list[str] = field(default_factory=list)
+    """Base URLs of running servers of the student's architecture; empty launches our own."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """How our own are launched."""
+    concurrency: int = 256
+    """Requests under way at once, over all servers, >= 1."""
+    timeout_s: float = 1800.0
+    """Limit on one response, seconds."""
+    attempts: int = 4
+    """Tries of a request before its sample counts as dropped, >= 1."""
+    straggler_after_s: float | None = None
+    """Abort responses still unfinished so long after a step's generation began, seconds; null waits for all."""
+    keep_partial: bool = False
+    """Train on what an aborted response had so far, as a truncated one; otherwise its sample is dropped."""
+    max_failed_fraction: float = 0.2
+    """Largest fraction of a step's requests that servers may fail to answer before the run stops."""
+    sync_via: SyncVia = SyncVia.tensor
+    """tensor, distributed or disk."""
+    sync_timeout_s: float = 300.0
+    """Limit on each call of a weight sync, seconds."""
+    sync_dir: str | None = None
+    """disk: folder that the servers can read too; null takes one inside the run directory."""

@@ -1,0 +1,214 @@
+"""Rollouts from SGLang servers: samples stream back as they finish, weights go in, dead servers come back with them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from opd_trainer.errors import OpdError, UserError, WorkerError
+from opd_trainer.metrics import Metrics
+from opd_trainer.rollout.config import SglangRollout, SyncVia
+from opd_trainer.rollout.sglang.requests import Batch
+from opd_trainer.sglang.client import ClientConfig, SglangClient
+from opd_trainer.sglang.endpoints import Endpoint
+from opd_trainer.sglang.failure import RequestFailed
+from opd_trainer.sglang.fleet import Fleet
+from opd_trainer.sglang.sync import DiskSync, DistributedSync, TensorSync, WeightSync, own_address, update
+from opd_trainer.types import Request, Sample, Sampling, WeightStream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SglangSpec:
+    """What an SGLang engine is made of.
+
+    Attributes:
+        folder: Hugging Face folder of the student's architecture and tokenizer; servers start with its weights.
+        eos_token_ids: the model's own end-of-sequence tokens.
+        decode: responses -> texts, without special tokens.
+        rollout: settings.
+        run_dir: for logs of servers and for weights on their way through disk.
+    """
+
+    folder: Path
+    eos_token_ids: tuple[int, ...]
+    decode: Callable[[list[list[int]]], list[str]]
+    rollout: SglangRollout
+    run_dir: Path
+
+
+class SglangEngine:
+    """Implements `RolloutEngine`.
+
+    The weights of the current version stay in host memory, for servers that are started anew in the middle of a step.
+
+    Args:
+        spec: what it is made of.
+        fleet: the servers; None launches those that the settings ask for.
+    """
+
+    def __init__(self, spec: SglangSpec, fleet: Fleet | None = None) -> None:
+        rollout = spec.rollout
+        if fleet is None:
+            launch = ("rollout", str(spec.folder), rollout.launch, spec.run_dir / "servers")
+            fleet = Fleet(rollout.urls) if rollout.urls else Fleet.launch(*launch)
+        self._spec, self._fleet = spec, fleet
+        limits = ClientConfig(timeout_s=rollout.timeout_s, concurrency=rollout.concurrency, attempts=rollout.attempts)
+        self.client = SglangClient(fleet.urls, limits, self._repair)
+        self._sync = self._make_sync()
+        self._version: int | None = None
+        self._weights: list[list[tuple[str, Tensor]]] = []
+        self._locks = {url: asyncio.Lock() for url in fleet.urls}
+        self._generating = False
+        self._failed = 0
+
+    async def start(self) -> None:
+        """Launches servers that are ours, and opens the connection.
+
+        Raises:
+            WorkerError: a server did not come up.
+        """
+        await self._fleet.start()
+        await self.client.start()
+
+    async def generate(self, requests: Sequence[Request], sampling: Sampling) -> AsyncIterator[Sample]:
+        """Yields exactly one sample for each request as it finishes; one that no server answered is aborted and empty.
+
+        Raises:
+            OpdError: no weights were loaded, or earlier requests are under way.
+            WorkerError: servers refused a request, died too often, or left more than `max_failed_fraction` unanswered.
+        """
+        if self._version is None:
+            raise OpdError("rollout: the servers have no weights of ours: load must succeed before generate")
+        if self._generating:
+            raise OpdError("rollout: earlier requests are under way: exhaust or close the earlier iterator first")
+        rollout = self._spec.rollout
+        batch = Batch(
+            client=self.client,
+            sampling=sampling,
+            stop_token_ids=tuple(sorted({*self._spec.eos_token_ids, *sampling.stop_token_ids})),
+            version=self._version,
+            decode=self._spec.decode,
+            straggler_after_s=rollout.straggler_after_s,
+            keep_partial=rollout.keep_partial,
+        )
+        self._generating = True
+        try:
+            async with aclosing(batch.run(requests)) as samples:
+                async for sample in samples:
+                    yield sample
+        finally:
+            self._generating = False
+        self._failed += len(batch.failures)
+        if len(batch.failures) > rollout.max_failed_fraction * len(requests):
+            raise WorkerError(
+                f"rollout: servers left {len(batch.failures)} of {len(requests)} requests unanswered, more than "
+                f"rollout.max_failed_fraction={rollout.max_failed_fraction:g} allows (last: {batch.failures[-1]})"
+            )
+
+    async def load(self, weights: WeightStream) -> None:
+        """Gives every server the new weights, paused and with its cache flushed.
+
+        Raises:
+            WorkerError: a server did not take them, and could not be started anew.
+        """
+        if self._generating:
+            raise OpdError("rollout: cannot load weights while responses are generated")
+        self._version, self._weights = None, []
+        # Copies: the learner goes on writing to its tensors, and a server may need these again.
+        async for bucket in weights.buckets:
+            self._weights.append([(name, tensor.detach().to("cpu", copy=True)) for name, tensor in bucket])
+        if not self._weights:
+            raise OpdError("rollout: a weight sync without a single tensor")
+        self._version = weights.version
+        await asyncio.gather(*(self._load(endpoint) for endpoint in self.client.pool.endpoints))
+
+    async def release(self) -> None:
+        """Makes servers give GPU memory back (`launch.memory_saver`); then `resume` and `load` before `generate`."""
+        self._version = None
+        await self.client.ask_all("/release_memory_occupation", {}, self._spec.rollout.sync_timeout_s)
+
+    async def resume(self) -> None:
+        """Makes servers take their GPU memory again; the weights in it mean nothing until `load`."""
+        await self.client.ask_all("/resume_memory_occupation", {}, self._spec.rollout.sync_timeout_s)
+
+    def metrics(self) -> Metrics:
+        """rollout/retries, rollout/restarts and rollout/unanswered since the last call."""
+        metrics = Metrics().put("rollout/retries", self.client.num_retries)
+        metrics.put("rollout/restarts", self._fleet.num_restarts).put("rollout/unanswered", self._failed)
+        self.client.num_retries = self._failed = 0
+        return metrics
+
+    async def close(self) -> None:
+        """Closes the connection, stops servers that are ours and forgets the weights. Safe to call twice."""
+        for endpoint in self.client.pool.endpoints:
+            await self._sync.forget(endpoint)
+        await self.client.close()
+        await self._fleet.close()
+        self._version, self._weights = None, []
+
+    async def _load(self, endpoint: Endpoint) -> None:
+        async with self._locks[endpoint.url]:
+            await self._revive(endpoint)
+            try:
+                await self._push(endpoint)
+            except WorkerError:
+                # It may have died over it; a server that lives and refuses will refuse again.
+                if not await self._revive(endpoint):
+                    raise
+                await self._push(endpoint)
+            self.client.pool.succeeded(endpoint)
+
+    async def _repair(self, endpoint: Endpoint) -> None:
+        """After a failed request: a server that died is started, one that lost our weights gets them again."""
+        lock = self._locks[endpoint.url]
+        waited = lock.locked()
+        async with lock:
+            if waited:
+                # Another request's repair has just ended.
+                return
+            await self._revive(endpoint)
+            try:
+                info = await self.client.ask(endpoint, "/model_info")
+            except RequestFailed:
+                # Still down; the pool leaves it alone for a while.
+                return
+            if str(info["weight_version"]) != str(self._version):
+                # A new process, although nobody told us; it knows nothing of what was agreed with the old one.
+                await self._sync.forget(endpoint)
+                await self._push(endpoint)
+            self.client.pool.succeeded(endpoint)
+
+    async def _revive(self, endpoint: Endpoint) -> bool:
+        started = await self._fleet.ensure(endpoint.url)
+        if started:
+            await self._sync.forget(endpoint)
+        return started
+
+    async def _push(self, endpoint: Endpoint) -> None:
+        assert self._version is not None, "weights are pushed after they were collected"
+        timeout_s = self._spec.rollout.sync_timeout_s
+        await update(self.client, self._sync, endpoint, self._weights, version=self._version, timeout_s=timeout_s)
+
+    def _make_sync(self) -> WeightSync:
+        import torch
+
+        rollout, client = self._spec.rollout, self.client
+        hosts = {url.partition("://")[2].partition(":")[0] for url in self._fleet.urls}
+        match rollout.sync_via:
+            case SyncVia.tensor:
+                distant = sorted(host for host in hosts if host not in ("localhost", own_address(host)))
+                if distant:
+                    raise UserError(
+                        f"rollout.sync_via=tensor: {', '.join(distant)} is another machine, out of reach of "
+                        "shared memory. Set rollout.sync_via=distributed or disk"
+                    )
+                return TensorSync(client, rollout.sync_timeout_s)
+            case SyncVia.distributed:
+                backend = "nccl" if torch.cuda.is_available() else "gloo"
+                return DistributedSync(client, rollout.sync_timeout_s, backend, own_address(min(hosts)))
+            case SyncVia.disk:
+                folder = Path(rollout.sync_dir) if rollout.sync_dir else self._spec.run_dir / "sync"
+                return DiskSync(client, rollout.sync_timeout_s, folder, self._spec.folder)

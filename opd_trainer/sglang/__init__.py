@@ -1,0 +1,1 @@
+"""What server rollouts and server teachers share: HTTP client, wire format, server processes, a fake server."""

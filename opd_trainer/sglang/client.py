@@ -1,0 +1,192 @@
+"""One HTTP client for all servers of a kind: one session, bounded concurrency, timeouts, retries, load balancing."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import aiohttp
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+
+from opd_trainer.errors import OpdError
+from opd_trainer.sglang.endpoints import Endpoint, Pool
+from opd_trainer.sglang.failure import RequestFailed
+from opd_trainer.types import ScoreStatus
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+Answer = TypeVar("Answer")
+
+Repair = Callable[[Endpoint], Awaitable[None]]
+"""Brings a server that failed back if it can: starts it again, gives it the weights that it lost."""
+
+CONTROL_TIMEOUT_S = 10.0
+"""Limit on questions that cost the server nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """Limits of a client.
+
+    Attributes:
+        timeout_s: of one attempt, connecting and reading included.
+        concurrency: requests under way at once, over all servers.
+        attempts: tries of a request before it counts as failed, >= 1.
+        backoff_s: shortest wait before the second try; doubles with each further one, with as much again at random.
+        longest_backoff_s: bound on that wait.
+    """
+
+    timeout_s: float
+    concurrency: int
+    attempts: int
+    backoff_s: float = 0.5
+    longest_backoff_s: float = 10.0
+
+
+class SglangClient:
+    """Talks to servers that hold the same model.
+
+    Args:
+        urls: where they are.
+        config: limits.
+        repair: called after a failure that may pass, before the next attempt.
+    """
+
+    def __init__(self, urls: Sequence[str], config: ClientConfig, repair: Repair | None = None) -> None:
+        self.pool = Pool.of(urls)
+        self.config = config
+        self.num_retries = 0
+        self._repair = repair
+        self._session: aiohttp.ClientSession | None = None
+        self._slots = asyncio.Semaphore(config.concurrency)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Opens the session. Safe to call twice."""
+        if self._session is None:
+            # The semaphore bounds requests; a limit on connections would count waiting for one as the server's time.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
+            self._session = aiohttp.ClientSession(connector=connector)
+
+    async def close(self) -> None:
+        """Closes the session. Safe to call twice."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def generate(self, body: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
+        """Posts `body` to /generate of some server, with retries on others or the same.
+
+        Args:
+            body: the request.
+            read: turns the answer into what is wanted, or raises RequestFailed.
+
+        Raises:
+            RequestFailed: the last attempt's failure.
+        """
+        payload = json.dumps(body).encode()
+        avoid: set[str] = set()
+        config = self.config
+        async with self._slots:
+            async for attempt in AsyncRetrying(
+                stop=stop_after_attempt(config.attempts),
+                wait=wait_exponential(config.backoff_s, config.longest_backoff_s) + wait_random(0, config.backoff_s),
+                retry=retry_if_exception(lambda error: isinstance(error, RequestFailed) and error.transient),
+                before_sleep=self._count_retry,
+                reraise=True,
+            ):
+                with attempt:
+                    return await self._try(payload, read, avoid)
+        raise AssertionError("tenacity returns or raises")
+
+    async def ask(
+        self, endpoint: Endpoint, path: str, body: dict[str, Any] | None = None, timeout_s: float = CONTROL_TIMEOUT_S
+    ) -> Any:
+        """One request to one server, without retries: GET without `body`, POST with one; the parsed JSON, or the text.
+
+        Raises:
+            RequestFailed: it did not answer with success.
+        """
+        payload = None if body is None else json.dumps(body).encode()
+        return await self._send(endpoint, path, payload, timeout_s)
+
+    async def ask_all(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = CONTROL_TIMEOUT_S) -> Any:
+        """`ask` of every server at once; answers in the order of the URLs."""
+        return await asyncio.gather(*(self.ask(e, path, body, timeout_s) for e in self.pool.endpoints))
+
+    def _count_retry(self, state: "RetryCallState") -> None:
+        self.num_retries += 1
+
+    async def _try(self, payload: bytes, read: Callable[[Any], Answer], avoid: set[str]) -> Answer:
+        endpoint = self.pool.pick(avoid)
+        if endpoint is None:
+            if self._repair is not None:
+                await self._repair(min(self.pool.endpoints, key=lambda resting: resting.rests_until))
+            raise RequestFailed(ScoreStatus.http_error, "every server is down", transient=True)
+        try:
+            with self.pool.busy(endpoint):
+                answer = read(await self._send(endpoint, "/generate", payload, self.config.timeout_s))
+        except RequestFailed as error:
+            if error.transient:
+                avoid.add(endpoint.url)
+                self.pool.failed(endpoint, gone=isinstance(error.__cause__, aiohttp.ClientConnectorError))
+                if self._repair is not None:
+                    await self._repair(endpoint)
+            else:
+                self.pool.succeeded(endpoint)
+            raise
+        self.pool.succeeded(endpoint)
+        return answer
+
+    async def _send(self, endpoint: Endpoint, path: str, payload: bytes | None, timeout_s: float) -> Any:
+        if self._session is None:
+            raise OpdError("the SGLang client is not started, or is closed")
+        url = endpoint.url + path
+        try:
+            async with self._session.request(
+                "GET" if payload is None else "POST",
+                url,
+                data=payload,
+                headers={"Content-Type": "application/json"},
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+            ) as response:
+                content = await response.read()
+        except TimeoutError as error:
+            detail = f"{url} did not answer within {timeout_s:g} s"
+            raise RequestFailed(ScoreStatus.timeout, detail, transient=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise RequestFailed(ScoreStatus.http_error, f"{url}: {error}", transient=True) from error
+        return _read(url, response.status, content)
+
+
+def _read(url: str, status: int, content: bytes) -> Any:
+    """The parsed answer; content that is no JSON counts as a failure unless it is plain text with success."""
+    if status >= 500 or status == 429:
+        raise RequestFailed(ScoreStatus.http_error, f"{url} answered {status}: {_excerpt(content)}", transient=True)
+    if status >= 400:
+        text = _excerpt(content)
+        too_long = "context length" in text or "longer than" in text
+        raise RequestFailed(
+            ScoreStatus.too_long if too_long else ScoreStatus.refused, f"{url} answered {status}: {text}"
+        )
+    if not content.lstrip().startswith((b"{", b"[")):
+        return content.decode(errors="replace")
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        raise RequestFailed(ScoreStatus.http_error, f"{url}: the JSON breaks off: {error}", transient=True) from error
+
+
+def _excerpt(content: bytes, limit: int = 300) -> str:
+    return content[:limit].decode(errors="replace")

@@ -1,0 +1,41 @@
+"""The command line and environment of an SGLang server, with a GPU or without."""
+
+import sys
+from collections.abc import Sequence
+
+from opd_trainer.sglang.config import LaunchConfig
+
+CPU_FLAGS = (
+    *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
+    *("--disable-overlap-schedule", "--disable-radix-cache", "--mem-fraction-static", "0.1"),
+)
+"""What SGLang needs on a machine without a GPU. Its attention backend there knows no prefix cache."""
+CPU_TOKENS = 20000
+"""Cache of a server on CPU, tokens."""
+
+
+def server_command(model: str, port: int, config: LaunchConfig, *, gpu: bool) -> list[str]:
+    """`python -m sglang.launch_server` for a Hugging Face folder; ids go in and out, so no tokenizer is loaded."""
+    command = [config.python or sys.executable, "-m", config.module, "--model-path", model]
+    command += ["--host", config.host, "--port", str(port), "--skip-tokenizer-init", "--dtype", config.dtype]
+    command += ["--tp-size", str(config.tensor_parallel)]
+    tokens = config.max_total_tokens
+    if not gpu:
+        command += CPU_FLAGS
+        tokens = tokens or CPU_TOKENS
+    elif config.deterministic:
+        command.append("--enable-deterministic-inference")
+    if config.memory_saver:
+        command.append("--enable-memory-saver")
+    if tokens is not None:
+        command += ["--max-total-tokens", str(tokens)]
+    if config.memory_fraction is not None:
+        command += ["--mem-fraction-static", str(config.memory_fraction)]
+    return [*command, *config.args]
+
+
+def server_environment(devices: Sequence[int], *, gpu: bool) -> dict[str, str]:
+    """What is added to our own environment."""
+    if not gpu:
+        return {"SGLANG_USE_CPU_ENGINE": "1"}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if devices else {}

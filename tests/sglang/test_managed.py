@@ -1,0 +1,179 @@
+"""Server processes of our own, with the fake server in them: the whole life cycle without SGLang."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from opd_trainer.errors import WorkerError
+from opd_trainer.rollout.config import SglangRollout, SyncVia
+from opd_trainer.rollout.sglang.engine import SglangEngine, SglangSpec
+from opd_trainer.sglang.config import LaunchConfig
+from opd_trainer.sglang.fake_model import TableModel
+from opd_trainer.sglang.fleet import Fleet
+from opd_trainer.sglang.server import free_port
+from opd_trainer.teacher.config import SglangManagedTeacher
+from opd_trainer.teacher.sglang import SglangTeacher
+from opd_trainer.types import Sample, ScoreStatus, WeightStream
+from tests.sglang.serving import VOCAB, expected, requests, sample, sampling
+
+Result = TypeVar("Result")
+FAKE = "opd_trainer.sglang.fake"
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    return asyncio.run(asyncio.wait_for(work, 120))
+
+
+MODEL = Path(f"table:{VOCAB}:0")
+"""What servers start with."""
+
+
+def launch(**changes: Any) -> LaunchConfig:
+    return LaunchConfig(**{"module": FAKE, "start_timeout_s": 60.0, **changes})
+
+
+def stream(version: int) -> WeightStream:
+    async def buckets() -> AsyncIterator[list[tuple[str, Tensor]]]:
+        yield [("table", TableModel(VOCAB, seed=100 + version).table)]
+
+    return WeightStream(version=version, buckets=buckets())
+
+
+def engine(run_dir: Path, via: SyncVia, **changes: Any) -> SglangEngine:
+    rollout = SglangRollout(launch=launch(**changes), sync_via=via, sync_timeout_s=30.0, timeout_s=60.0)
+    return SglangEngine(
+        SglangSpec(
+            folder=MODEL,
+            eos_token_ids=(1,),
+            decode=lambda responses: ["" for _ in responses],
+            rollout=rollout,
+            run_dir=run_dir,
+        )
+    )
+
+
+def check(samples: list[Sample], version: int) -> None:
+    model = TableModel(VOCAB, seed=100 + version)
+    for one in samples:
+        torch.testing.assert_close(one.log_probs, expected(model, one))
+
+
+@pytest.mark.parametrize("via", [SyncVia.tensor, SyncVia.distributed])
+def test_weights_reach_a_server_and_survive_its_death(tmp_path: Path, via: SyncVia) -> None:
+    async def work() -> None:
+        rollout = engine(tmp_path, via)
+        await rollout.start()
+        try:
+            await rollout.load(stream(0))
+            (server,) = rollout._fleet.servers.values()
+            assert server.pid is not None
+            samples = []
+            async for one in rollout.generate(requests(200), sampling()):
+                if len(samples) == 5:
+                    os.killpg(server.pid, signal.SIGKILL)
+                samples.append(one)
+            assert Counter(s.prompt.id for s in samples) == Counter(f"p{n}" for n in range(200))
+            assert all(len(s.response) for s in samples)
+            check(samples, 0)
+            assert server.num_restarts == 1
+            await rollout.load(stream(1))
+            check([s async for s in rollout.generate(requests(3), sampling())], 1)
+        finally:
+            await rollout.close()
+        assert not server.alive
+
+    run(work())
+
+
+def test_a_managed_teacher_comes_back_from_the_dead(tmp_path: Path) -> None:
+    async def work() -> None:
+        config = SglangManagedTeacher(launch=launch(servers=2), timeout_s=20.0)
+        fleet = Fleet.launch("teacher", str(MODEL), config.launch, tmp_path)
+        teacher = SglangTeacher(config, fleet)
+        await teacher.start()
+        try:
+            for server in fleet.servers.values():
+                assert server.pid is not None
+                os.killpg(server.pid, signal.SIGKILL)
+            results = await asyncio.gather(*(teacher.score(sample(n)) for n in range(10)))
+            for result in results:
+                assert result.teacher_status is ScoreStatus.ok
+                torch.testing.assert_close(result.teacher_log_probs, expected(TableModel(VOCAB), result))
+            assert teacher.metrics().values()["teacher/restarts"] == 2
+        finally:
+            await teacher.close()
+
+    run(work())
+
+
+def test_a_server_that_dies_too_often(tmp_path: Path) -> None:
+    async def work() -> None:
+        fleet = Fleet.launch("rollout", str(MODEL), launch(max_restarts=0), tmp_path)
+        await fleet.start()
+        (server,) = fleet.servers.values()
+        assert server.pid is not None
+        os.killpg(server.pid, signal.SIGKILL)
+        while server.alive:
+            await asyncio.sleep(0.01)
+        try:
+            with pytest.raises(WorkerError, match="died 1 times"):
+                await fleet.ensure(fleet.urls[0])
+        finally:
+            await fleet.close()
+
+    run(work())
+
+
+def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
+    fleet = Fleet.launch("rollout", str(tmp_path / "missing"), launch(), tmp_path)
+    with pytest.raises(WorkerError, match=r"rollout server 0 died while starting(.|\n)*missing"):
+        run(fleet.start())
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        fleet = Fleet.launch("rollout", str(MODEL), launch(port=port), tmp_path)
+        with pytest.raises(WorkerError, match=f"port {port} of 127.0.0.1 is taken"):
+            run(fleet.start())
+
+
+def test_servers_die_with_us(tmp_path: Path) -> None:
+    """kill -9 of the trainer leaves no server behind."""
+    port = free_port("127.0.0.1")
+    code = f"""
+import asyncio, time
+from pathlib import Path
+from opd_trainer.sglang.config import LaunchConfig
+from opd_trainer.sglang.fake_model import TableModel
+from opd_trainer.sglang.fleet import Fleet
+async def main():
+    fleet = Fleet.launch("t", {str(MODEL)!r}, LaunchConfig(module={FAKE!r}, port={port}), Path({str(tmp_path)!r}))
+    await fleet.start()
+    print(next(iter(fleet.servers.values())).pid, flush=True)
+    time.sleep(60)
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        pid = int(trainer.stdout.readline())
+        trainer.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "the server outlived its trainer"
+        time.sleep(0.05)
