@@ -24,7 +24,7 @@ class DemoConfig:
     """Training problems."""
     num_heldout: int = 256
     """Held-out problems, disjoint from the training problems."""
-    teacher_accuracy: float = 0.95
+    teacher_accuracy: float = 0.99
     """Held-out accuracy at which the teacher is done."""
     student_accuracy: float = 0.4
     """Held-out accuracy at which the student's snapshot is taken (first evaluation at or above it)."""

@@ -21,6 +21,7 @@ from opd_trainer.eval.config import EvalConfig
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.opd.config import OpdConfig, OpdType
 from opd_trainer.task.config import SftTask
+from opd_trainer.tracking.config import WandbMode
 
 SCHEME = "demo:"
 RECIPE_VERSION = 1
@@ -72,8 +73,8 @@ def build(config: Config, folder: Path, train: Callable[[Config, Path], float | 
     accuracy = train(supervised(config, config.demo, partial), partial / "run")
     if accuracy is None or accuracy < config.demo.teacher_accuracy:
         raise OpdError(
-            f"the demo's teacher reached {accuracy} instead of {config.demo.teacher_accuracy} on held-out problems within "
-            f"{config.demo.max_steps} steps (see {partial / 'run' / 'curves.png'}): raise demo.max_steps"
+            f"the demo's teacher reached {accuracy} instead of {config.demo.teacher_accuracy} on held-out problems "
+            f"within {config.demo.max_steps} steps (see {partial / 'run' / 'curves.png'}): raise demo.max_steps"
         )
     shutil.rmtree(partial / "run" / "checkpoints")
     os.replace(partial / "run" / "model", partial / "teacher")
@@ -102,6 +103,9 @@ def supervised(config: Config, demo: DemoConfig, folder: Path) -> Config:
         megatron=demo.megatron,
         data=DataConfig(path=str(folder / "data" / "train.jsonl")),
         eval=EvalConfig(datasets={"heldout": DataConfig(path=str(folder / "data" / "heldout.jsonl"))}),
+        tracking=dataclasses.replace(
+            config.tracking, console_every=demo.eval_every, plot_every=0, wandb=WandbMode.disabled
+        ),
         demo=None,
     )
 
