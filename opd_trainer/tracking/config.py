@@ -18,8 +18,8 @@ class TrackingConfig:
 
     console: bool = True
     """Show progress and a line per step."""
-    console_every: int = 1
-    """Steps between two lines on the console."""
+    console_every: int | None = None
+    """Steps between two lines on the console; null gives a run about a hundred. Evaluations always show."""
     samples_per_step: int = 4
     """Samples of each step written to samples.jsonl."""
     plot_every: int = 50

@@ -34,6 +34,9 @@ COLUMNS: tuple[tuple[str, str, Format], ...] = (
 )
 """Label, metric and format of a step's line; a metric that a run does not have takes no place."""
 
+ABOUT_LINES = 100
+"""Lines of a run whose `every` is not set."""
+
 NAMES = {
     Evaluated.teacher: "teacher",
     Evaluated.before: "student before",
@@ -46,12 +49,14 @@ def step_line(record: StepRecord, total_steps: int) -> str:
     width = len(str(total_steps))
     cells = [f"step {record.step + 1:>{width}}/{total_steps}"]
     cells += [f"{label} {form(record.values[name]):>8}" for label, name, form in COLUMNS if name in record.values]
-    cells += [
-        f"{name.removeprefix('eval/')} {percent(value)}"
-        for name, value in record.values.items()
-        if name.startswith("eval/") and name.endswith("pass@1")
-    ]
+    cells += [f"{name} {percent(value)}" for name, value in _evaluations(record).items()]
     return "  ".join(cells)
+
+
+def _evaluations(record: StepRecord) -> dict[str, float]:
+    """Held-out accuracies of the step, by what follows "eval/" in their names."""
+    values = record.values.items()
+    return {name.removeprefix("eval/"): value for name, value in values if name.endswith("/pass@1")}
 
 
 def result_table(summary: Summary) -> Table:
@@ -92,9 +97,10 @@ class ConsoleSink:
     """Rich output on a terminal; plain lines, unwrapped, where the output goes to a file or a pipe."""
 
     def __init__(
-        self, total_steps: int, *, every: int, curves: Path, title: str, console: Console | None = None
+        self, total_steps: int, *, every: int | None, curves: Path, title: str, console: Console | None = None
     ) -> None:
-        self._total_steps, self._every, self._curves, self._title = total_steps, every, curves, title
+        self._total_steps, self._curves, self._title = total_steps, curves, title
+        self._every = every or max(total_steps // ABOUT_LINES, 1)
         self._console = console or Console(highlight=False)
         self._progress: Progress | None = None
         self._task = None
@@ -125,10 +131,11 @@ class ConsoleSink:
         self._say(f"{NAMES[who]:<14}  {scores}" + ("" if kl is None else f"  reverse KL {significant(kl)}"))
 
     def write(self, record: StepRecord) -> None:
-        """Moves the bar, and prints every n-th step and the last one."""
+        """Moves the bar, and prints every n-th step, the last one, and those with an evaluation."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=record.step + 1)
-        if (record.step + 1) % self._every == 0 or record.step + 1 == self._total_steps:
+        done = record.step + 1
+        if done % self._every == 0 or done == self._total_steps or _evaluations(record):
             self._say(step_line(record, self._total_steps))
 
     def finish(self, summary: Summary) -> None:

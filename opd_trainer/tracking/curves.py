@@ -104,8 +104,11 @@ def _accuracy(axes: Axes, rows: Sequence[Row], results: Results) -> None:
 def _reverse_kl(axes: Axes, rows: Sequence[Row], results: Results) -> None:
     data = series(rows, "opd/reverse_kl", 0)
     _line(axes, data, unit="nats per token", colour=RED, label="training samples")
+    within = series(rows, "eval/reverse_kl", 1)
+    points = dict(zip(within.x, within.y, strict=True))
     ends = {Evaluated.before: 0.0, Evaluated.after: rows[-1]["step"] + 1.0 if rows else 0.0}
-    held_out = [(x, results.reverse_kl[who]) for who, x in ends.items() if who in results.reverse_kl]
+    points |= {x: results.reverse_kl[who] for who, x in ends.items() if who in results.reverse_kl}
+    held_out = sorted(points.items())
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "D", color="black", ms=6, label="held-out prompts")
     values = [*data.y, *(value for _, value in held_out)]

@@ -68,7 +68,7 @@ def test_a_reverse_kl_at_its_floor_is_not_turned_into_a_ratio(last: float) -> No
     assert "times lower" not in text
 
 
-def run(console: Console, every: int = 1) -> None:
+def run(console: Console, every: int | None = None) -> None:
     path = Path("a folder/with a rather long name that no terminal has room for/" * 3) / "curves.png"
     sink = ConsoleSink(3, every=every, curves=path, title="demo [run]", console=console)
     sink.truncate_after(-1)
@@ -96,6 +96,16 @@ def test_fewer_lines_on_request_but_always_the_last() -> None:
     file = io.StringIO()
     run(Console(file=file, width=80), every=2)
     assert [line.split()[1] for line in file.getvalue().splitlines() if line.startswith("step")] == ["2/3", "3/3"]
+
+
+def test_about_a_hundred_lines_of_a_long_run_and_every_evaluation() -> None:
+    file = io.StringIO()
+    sink = ConsoleSink(900, every=None, curves=Path("c.png"), title="t", console=Console(file=file, width=80))
+    for step in range(900):
+        sink.write(record(step, **({"eval/heldout/pass@1": 0.5} if step == 333 else {})))
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 101
+    assert next(line for line in lines if "heldout" in line).startswith("step 334/900")
 
 
 def test_a_bar_on_a_terminal() -> None:
