@@ -84,18 +84,13 @@ def _accuracy(axes: Axes, rows: Sequence[Row], results: Results) -> None:
                 points[x] = results.evaluation[who][dataset]
         steps = sorted(points)
         axes.plot(steps, [points[x] for x in steps], "o-", color=colour, ms=5, label=f"student, {dataset}")
-        for x, side in ((min(steps), "left"), (max(steps), "right")) if steps else ():
-            axes.annotate(
-                f"{points[x]:.1%}",
-                (x, points[x]),
-                (0, -17),
-                textcoords="offset points",
-                ha=side,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
-            )
+        for x, side, shift in ((min(steps), "right", -7), (max(steps), "left", 7)) if steps else ():
+            label = f"{points[x]:.1%}"
+            axes.annotate(label, (x, points[x]), (shift, 0), textcoords="offset points", ha=side, va="center")
         teacher = results.evaluation.get(Evaluated.teacher, {}).get(dataset)
         if teacher is not None:
             axes.axhline(teacher, color=colour, ls="--", lw=1.2, label=f"teacher, {dataset}: {teacher:.1%}")
+    axes.margins(x=0.18)  # room for the labels beside the first and the last point
     axes.set_ylim(0, 1.08)
     if names:
         axes.legend(loc="lower right", fontsize=9, framealpha=0.9)
