@@ -7,10 +7,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix results clean
+.PHONY: help setup demo test test-sglang check fix results estimators clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP)  ## create .venv with the pinned dependencies
 
@@ -24,6 +24,10 @@ demo: $(STAMP)  ## the main job on CPU: distil a tiny teacher into a tiny studen
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
 
+test-sglang: $(STAMP)  ## tests against a real SGLang server on CPU; builds its environment once (3 GB)
+	OPD_SGLANG_PYTHON="$$(PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/sglang_cpu/build.sh)" \
+		$(BIN)/python -m pytest -m sglang -s tests/sglang
+
 check: $(STAMP)  ## lint, format and types; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +38,10 @@ fix: $(STAMP)  ## repair what lint and format can repair
 	$(BIN)/ruff format .
 
 results: $(STAMP)  ## three seeds and the control runs into docs/results (about an hour on two cores)
-	$(BIN)/python benchmarks/results.py
+	$(BIN)/python -m benchmarks.results
+
+estimators: $(STAMP)  ## the demo with every estimator into docs/results (about half an hour on two cores)
+	$(BIN)/python -m benchmarks.estimators
 
 clean:  ## remove the environment and caches; runs and checkpoints stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info

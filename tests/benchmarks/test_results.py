@@ -1,23 +1,11 @@
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "results.py"
+from benchmarks import demo_runs, estimators, results
 
-
-@pytest.fixture(scope="module")
-def results() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmarks_results", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).parents[2]
 
 
 def run_directory(directory: Path, *, after: float, teacher: float | None, kl: tuple[float, float] | None) -> Path:
@@ -40,7 +28,7 @@ def run_directory(directory: Path, *, after: float, teacher: float | None, kl: t
     return directory
 
 
-def test_table_page_and_plot(results: Any, tmp_path: Path) -> None:
+def test_table_page_and_plot(tmp_path: Path) -> None:
     runs = []
     for variant in results.VARIANTS:
         for seed, after in ((0, 0.8), (1, 0.9)):
@@ -51,9 +39,9 @@ def test_table_page_and_plot(results: Any, tmp_path: Path) -> None:
                 teacher=None if alone else 0.96,
                 kl=None if alone else (0.25, 0.0125),
             )
-            runs.append(results.load(directory, variant, seed))
+            runs.append(demo_runs.load(directory, variant, seed))
 
-    lines = results.table(runs).splitlines()
+    lines = demo_runs.table(runs).splitlines()
     assert len(lines) == 2 + 8
     assert lines[2] == "| GRPO with distillation | 0 | 96.0% | 50.0% | 80.0% | 83.3% | 0.25 | 0.0125 | 1.5 |"
     assert lines[4] == "| GRPO alone | 0 | - | 50.0% | 80.0% | - | - | - | 1.5 |"
@@ -62,14 +50,14 @@ def test_table_page_and_plot(results: Any, tmp_path: Path) -> None:
     assert "commit 0123456789ab\nwith torch 2.13.0" in page
     assert "python launch.py seed=0 eval.every=10 opd=off" in page
 
-    accuracy = results.plot(runs).axes[0]
+    accuracy = demo_runs.plot(runs, results.VARIANTS).axes[0]
     first = next(line for line in accuracy.get_lines() if line.get_label() == "GRPO with distillation")
     assert first.get_xydata().tolist() == [[0, 0.5], [2, pytest.approx(0.85)]]
 
 
-def test_the_commands_of_the_control_runs_are_valid(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_of_the_control_runs_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
     from opd_trainer.cli.entry import main
 
-    for variant in results.VARIANTS:
-        assert main(FILE.parents[1] / "conf", [*results.overrides(variant, 0), "--cfg", "job"]) == 0, variant.name
+    for variant in [*results.VARIANTS, *estimators.variants()]:
+        assert main(ROOT / "conf", [*demo_runs.overrides(variant, 0), "--cfg", "job"]) == 0, variant.name
     assert "weight_decay: 0" in capsys.readouterr().out
