@@ -1,12 +1,14 @@
 """Core attention over packed sequences on plain torch, plugged into Megatron's layer spec.
 
-S = tokens of a micro-batch, laid end to end; N = sequences; H = query heads, G = key/value heads, D = head width.
+S = tokens of a micro-batch that this rank computes, laid end to end; H = query heads, G = key/value heads, D = head
+width. C = stretches of consecutive tokens of a sequence: whole sequences, or parts where context-parallel ranks share
+them (see `opd_trainer.megatron.context`), which then gather each other's keys and values.
 
 Two ways, chosen by device and number format:
 
 * varlen: `torch.nn.attention.varlen`, on CUDA in 16 bit. No padding.
-* padded: everywhere else. Sequences of similar length are scattered into right-padded rows; with a causal mask a real
-  query never sees the padding behind it, so no mask is needed and SDPA may use its fused causal kernel.
+* padded: everywhere else. Stretches with about as many keys are scattered into right-padded rows; with a causal mask a
+  real query never sees the padding behind it, so whole sequences need no mask and SDPA may use its fused causal kernel.
 """
 
 from dataclasses import dataclass
@@ -14,11 +16,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 LONGEST_TO_SHORTEST = 2.0
-"""Sequences share a padded block while the longest has at most this multiple of the shortest one's length: at most half
-of the block's attention rows are padding, and a micro-batch needs few kernel launches."""
+"""Stretches share a padded block while the longest has at most this multiple of the shortest one's keys: at most half of
+the block's keys are padding, and a micro-batch needs few kernel launches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What the queries of a rank attend to where context-parallel ranks share the sequences.
+
+    Each rank has some stretches of consecutive tokens of each sequence; a stretch attends to its sequence up to its own
+    end. K = keys of all stretches, C = stretches.
+
+    Attributes:
+        group: the ranks that share the sequences, S tokens each.
+        rows: i64[K], the keys of each stretch laid end to end, as rows of the keys of all ranks laid end to end.
+        cu_seqlens: i32[C+1], where the keys of each stretch start; the last entry is K.
+        max_length: the most keys of a stretch.
+    """
+
+    group: ProcessGroup
+    rows: Tensor
+    cu_seqlens: Tensor
+    max_length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +51,10 @@ class Packed:
     Attributes:
         tokens: i64[S].
         position_ids: i64[S], position of each token inside its sequence.
-        cu_seqlens: i32[N+1], where each sequence starts; the last entry is S.
-        max_length: the longest sequence, tokens.
+        cu_seqlens: i32[C+1], where each stretch of consecutive tokens of a sequence starts; the last entry is S.
+        max_length: the longest stretch, tokens.
         select: i64[M], the positions whose logits are wanted.
+        keys: None where each stretch is a whole sequence and attends to itself.
     """
 
     tokens: Tensor
@@ -38,14 +62,39 @@ class Packed:
     cu_seqlens: Tensor
     max_length: int
     select: Tensor
+    keys: Keys | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A right-padded block of sequences: `count` rows of `length` slots."""
+    """A right-padded block of stretches.
+
+    Attributes:
+        count: stretches, one row each.
+        length: slots for queries in a row.
+        keys: slots for keys in a row.
+        visible: bool[count, 1, length, keys], which key a query may see; None where query i sees keys 0 to i.
+    """
 
     count: int
     length: int
+    keys: int
+    visible: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Right-padded blocks that hold every query and key of a micro-batch.
+
+    Attributes:
+        blocks: none of them empty.
+        query_starts: i64[C], where each stretch's queries start in the query slots of all blocks laid end to end.
+        key_starts: i64[C], where its keys start in the key slots.
+    """
+
+    blocks: tuple[Block, ...]
+    query_starts: Tensor
+    key_starts: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,56 +104,73 @@ class AttentionInput:
     Takes the place of Megatron's PackedSeqParams, of which its attention layer reads `qkv_format` only.
 
     Attributes:
+        packed: the micro-batch.
         qkv_format: never "thd", with which Megatron would cut the micro-batch into sequences in each layer to apply the
             rotary embedding; it is given the angles of each token instead.
         blocks: padded blocks; empty when the varlen kernel is used.
-        slots: i64[S], each token's row in the blocks laid end to end.
-        cu_seqlens: i32[N+1].
-        max_length: the longest sequence, tokens.
+        query_slots: i64[S], each query's row in the blocks laid end to end.
+        key_slots: i64[K], each key's row; K = S where each stretch attends to itself.
     """
 
+    packed: Packed
     qkv_format: str = "sbhd"
     blocks: tuple[Block, ...] = ()
-    slots: Tensor | None = None
-    cu_seqlens: Tensor | None = None
-    max_length: int = 0
+    query_slots: Tensor | None = None
+    key_slots: Tensor | None = None
 
 
 def attention_input(packed: Packed, dtype: torch.dtype) -> AttentionInput:
     """Plans the attention of a micro-batch for weights of `dtype`."""
     if packed.tokens.is_cuda and dtype in (torch.bfloat16, torch.float16):
-        return AttentionInput(cu_seqlens=packed.cu_seqlens, max_length=packed.max_length)
-    lengths = packed.cu_seqlens.diff().to("cpu", torch.int64)
-    blocks, starts = plan_blocks(lengths)
-    offsets = starts - packed.cu_seqlens[:-1].to("cpu", torch.int64)
-    slots = torch.arange(int(lengths.sum())) + offsets.repeat_interleave(lengths)
-    return AttentionInput(blocks=blocks, slots=slots.to(packed.tokens.device))
+        return AttentionInput(packed)
+    device = packed.tokens.device
+    bounds = packed.cu_seqlens.to("cpu", torch.int64)
+    key_bounds = bounds if packed.keys is None else packed.keys.cu_seqlens.to("cpu", torch.int64)
+    plan = plan_blocks(bounds.diff(), key_bounds.diff(), device)
+    query_slots = _slots(bounds, plan.query_starts).to(device)
+    key_slots = query_slots if packed.keys is None else _slots(key_bounds, plan.key_starts).to(device)
+    return AttentionInput(packed, blocks=plan.blocks, query_slots=query_slots, key_slots=key_slots)
 
 
-def plan_blocks(lengths: Tensor) -> tuple[tuple[Block, ...], Tensor]:
-    """Groups sequences of similar length.
+def _slots(bounds: Tensor, starts: Tensor) -> Tensor:
+    """Each row's slot, for stretches between `bounds` that begin at slots `starts`."""
+    return torch.arange(int(bounds[-1])) + (starts - bounds[:-1]).repeat_interleave(bounds.diff())
+
+
+def plan_blocks(lengths: Tensor, key_lengths: Tensor, device: torch.device) -> Blocks:
+    """Groups stretches with about as many keys.
 
     Args:
-        lengths: i64[N], on the CPU; zeros are allowed.
-
-    Returns:
-        The blocks, and i64[N]: where each sequence starts in the blocks laid end to end.
+        lengths: i64[C], queries of each stretch, on the CPU.
+        key_lengths: i64[C], its keys, at least as many; the last `lengths` of them are those of the queries themselves.
+        device: of the masks.
     """
-    starts = torch.zeros_like(lengths)
-    order = lengths.argsort(descending=True, stable=True).tolist()
-    sizes = lengths.tolist()
+    query_starts, key_starts = torch.zeros_like(lengths), torch.zeros_like(lengths)
+    order = key_lengths.argsort(descending=True, stable=True)
+    order = order[lengths[order] > 0]
+    sizes = key_lengths[order].tolist()
     blocks: list[Block] = []
-    used = first = 0
-    while first < len(order) and sizes[order[first]] > 0:
-        longest = sizes[order[first]]
+    queries = keys = first = 0
+    while first < len(order):
         last = first
-        while last < len(order) and sizes[order[last]] * LONGEST_TO_SHORTEST >= longest:
-            starts[order[last]] = used + (last - first) * longest
+        while last < len(order) and sizes[last] * LONGEST_TO_SHORTEST >= sizes[first]:
             last += 1
-        blocks.append(Block(count=last - first, length=longest))
-        used += (last - first) * longest
-        first = last
-    return tuple(blocks), starts
+        rows = order[first:last]
+        count, length, width = last - first, int(lengths[rows].max()), sizes[first]
+        query_starts[rows] = queries + length * torch.arange(count)
+        key_starts[rows] = keys + width * torch.arange(count)
+        blocks.append(Block(count, length, width, _visible(lengths[rows], key_lengths[rows], device)))
+        queries, keys, first = queries + count * length, keys + count * width, last
+    return Blocks(tuple(blocks), query_starts, key_starts)
+
+
+def _visible(lengths: Tensor, key_lengths: Tensor, device: torch.device) -> Tensor | None:
+    """See `Block.visible`. Queries that are padding see some key as well: softmax over none would be NaN."""
+    before = key_lengths - lengths
+    if not bool(before.any()):
+        return None
+    last_seen = before[:, None, None, None] + torch.arange(int(lengths.max()))[:, None]
+    return (torch.arange(int(key_lengths.max())) <= last_seen).to(device)
 
 
 class _Scatter(torch.autograd.Function):
@@ -143,56 +209,84 @@ class _Gather(torch.autograd.Function):
 
 
 def padded_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, blocks: tuple[Block, ...], slots: Tensor, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    blocks: tuple[Block, ...],
+    query_slots: Tensor,
+    key_slots: Tensor,
+    scale: float | None,
 ) -> Tensor:
-    """Causal attention inside each sequence, through right-padded blocks.
+    """Causal attention of each stretch to its keys, through right-padded blocks.
 
     Args:
         query: [S, H, D].
-        key: [S, G, D].
-        value: [S, G, D].
+        key: [K, G, D], those of each stretch laid end to end.
+        value: [K, G, D].
         blocks: see `plan_blocks`.
-        slots: i64[S], each token's row in the blocks laid end to end.
+        query_slots: i64[S], each query's row in the blocks laid end to end.
+        key_slots: i64[K], each key's.
         scale: of the scores; None means 1 / sqrt(D).
 
     Returns:
         [S, H, D].
     """
     sizes = [block.count * block.length for block in blocks]
-    num_slots = sum(sizes)
-    parts = [_Scatter.apply(rows, slots, num_slots).split(sizes) for rows in (query, key, value)]
+    key_sizes = [block.count * block.keys for block in blocks]
+    parts = [
+        _Scatter.apply(query, query_slots, sum(sizes)).split(sizes),
+        _Scatter.apply(key, key_slots, sum(key_sizes)).split(key_sizes),
+        _Scatter.apply(value, key_slots, sum(key_sizes)).split(key_sizes),
+    ]
     outputs = []
     for block, *part in zip(blocks, *parts, strict=True):
-        q, k, v = (rows.view(block.count, block.length, *rows.shape[1:]).transpose(1, 2) for rows in part)
+        q, k, v = (rows.view(block.count, -1, *rows.shape[1:]).transpose(1, 2) for rows in part)
         repeat = q.shape[1] // k.shape[1]
         if repeat > 1:
             k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        out = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=block.visible, is_causal=block.visible is None, scale=scale
+        )
         outputs.append(out.transpose(1, 2).reshape(block.count * block.length, *query.shape[1:]))
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return _Gather.apply(joined, slots)
+    return _Gather.apply(joined, query_slots)
 
 
-def varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, cu_seqlens: Tensor, max_length: int, scale: float | None
-) -> Tensor:
-    """Causal attention inside each sequence with torch's varlen kernel (CUDA, 16 bit); shapes as `padded_attention`."""
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, *, packed: Packed, scale: float | None) -> Tensor:
+    """The same with torch's varlen kernel (CUDA, 16 bit), whose causal mask ends queries and keys together."""
     from torch.nn.attention.varlen import varlen_attn
 
+    keys = packed.keys
     out = varlen_attn(
         query,
         key,
         value,
-        cu_seqlens,
-        cu_seqlens,
-        max_length,
-        max_length,
+        packed.cu_seqlens,
+        packed.cu_seqlens if keys is None else keys.cu_seqlens,
+        packed.max_length,
+        packed.max_length if keys is None else keys.max_length,
         scale=scale,
         window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(out, Tensor), "no auxiliary output was asked for"
     return out
+
+
+def gather_keys(key: Tensor, value: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
+    """Keys and values [K, G, D] of all stretches, from those [S, G, D] of this rank's tokens.
+
+    Gradients flow back to the ranks that they came from.
+    """
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    # One collective for both.
+    joined = torch.cat([key, value], dim=-1)
+    everywhere: Tensor = gather_from_sequence_parallel_region(joined, group=keys.group)
+    wanted = everywhere.index_select(0, keys.rows)
+    width = key.shape[-1]
+    return wanted[..., :width].contiguous(), wanted[..., width:].contiguous()
 
 
 class PackedAttention(nn.Module):
@@ -221,11 +315,14 @@ class PackedAttention(nn.Module):
         **_unused: Any,
     ) -> Tensor:
         """Attention of query [S, 1, H, D] to key and value [S, 1, G, D]; returns [S, 1, H*D]."""
-        rows = [tensor.squeeze(1) for tensor in (query, key, value)]
+        query, key, value = (tensor.squeeze(1) for tensor in (query, key, value))
         plan = packed_seq_params
-        if plan.slots is not None:
-            out = padded_attention(*rows, blocks=plan.blocks, slots=plan.slots, scale=self._scale)
+        if plan.packed.keys is not None:
+            key, value = gather_keys(key, value, plan.packed.keys)
+        if plan.query_slots is None:
+            out = varlen_attention(query, key, value, packed=plan.packed, scale=self._scale)
         else:
-            assert plan.cu_seqlens is not None, "a plan has slots or cu_seqlens"
-            out = varlen_attention(*rows, cu_seqlens=plan.cu_seqlens, max_length=plan.max_length, scale=self._scale)
+            assert plan.key_slots is not None, "queries and keys are planned together"
+            slots = {"query_slots": plan.query_slots, "key_slots": plan.key_slots}
+            out = padded_attention(query, key, value, blocks=plan.blocks, **slots, scale=self._scale)
         return out.reshape(len(out), 1, -1)

@@ -85,8 +85,9 @@ class _TorchOnCpu(ModuleType):
 def cpu_compat() -> Iterator[None]:
     """Makes Megatron-core run without a GPU inside, and undoes all of it on exit; a no-op with a GPU.
 
-    Symptoms: Megatron passes the result of `torch.cuda.current_device()` as a device and calls
-    `torch.cuda.synchronize()` around pipeline communication; both raise without CUDA.
+    Symptoms: Megatron passes the result of `torch.cuda.current_device()` as a device, calls
+    `torch.cuda.synchronize()` around pipeline communication, and saves and restores CUDA's generator around
+    activations that it computes anew; all raise without CUDA.
     Remove when: Megatron-core asks torch.accelerator or its process groups for the device.
     """
     if has_gpu():
@@ -94,11 +95,34 @@ def cpu_compat() -> Iterator[None]:
         return
     with quiet():
         from megatron.core.pipeline_parallel import schedules
+        from megatron.core.tensor_parallel import random
 
     with contextlib.ExitStack() as stack:
         _replace(stack, torch.cuda, {"current_device": lambda: CPU, "synchronize": lambda device=None: None})
         _replace(stack, schedules, {"torch": _TorchOnCpu("torch")})
+        no_state = {"_get_cuda_rng_state": lambda **_: None, "_set_cuda_rng_state": lambda *_, **__: None}
+        _replace(stack, random, no_state)
         yield
+
+
+@contextlib.contextmanager
+def router_without_transformer_engine() -> Iterator[None]:
+    """Lets the router of a mixture of experts run where Transformer Engine is not installed, with or without a GPU.
+
+    Symptom: `moe_utils.py` compares `te_general_gemm` with None, but defines it only where Transformer Engine is there.
+    Remove when: megatron.core.transformer.moe.moe_utils defines it in any case.
+    """
+    with quiet():
+        from megatron.core.transformer.moe import moe_utils
+
+    if hasattr(moe_utils, "te_general_gemm"):
+        yield
+        return
+    setattr(moe_utils, "te_general_gemm", None)  # noqa: B010  (pyright knows no such name)
+    try:
+        yield
+    finally:
+        delattr(moe_utils, "te_general_gemm")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,17 @@ class Schedule(StrEnum):
     cosine = auto()
 
 
+class Recompute(StrEnum):
+    """Which activations the backward pass computes anew instead of keeping them."""
+
+    none = auto()
+    """None."""
+    selective = auto()
+    """Those inside of the feed-forward layers, most of the memory, for about a fifth more computation."""
+    full = auto()
+    """All but the input of each layer, for about a third more computation."""
+
+
 @dataclass(slots=True)
 class OptimizerConfig:
     """Adam with fp32 main parameters, and the learning-rate schedule."""
@@ -46,12 +57,16 @@ class MegatronConfig:
     """Ranks that share each layer's matrices."""
     pipeline_parallel: int = 1
     """Ranks that share the layers."""
+    pipeline_layers: list[int] | None = None
+    """Layers of each pipeline stage; null spreads them evenly. Models of another depth (a teacher) are always spread so."""
     context_parallel: int = 1
     """Ranks that share each sequence."""
     expert_parallel: int = 1
-    """Ranks that share the experts."""
+    """Ranks of a pipeline stage that share the experts, whatever else they share; an expert itself is never cut."""
     sequence_parallel: bool = False
-    """Shard norms and dropout over tensor-parallel ranks (needs Transformer Engine)."""
+    """Shard norms and the residual stream over tensor-parallel ranks; a mixture of experts needs it there."""
+    recompute: Recompute = Recompute.none
+    """none, selective or full: activations that the backward pass computes anew."""
     distributed_optimizer: bool = False
     """Shard optimizer state over data-parallel ranks."""
     max_tokens_per_device: int = 8192

@@ -9,9 +9,10 @@ import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
 
-from opd_trainer.errors import ConfigError, OpdError, Problem
-from opd_trainer.megatron.compat import CPU, cpu_compat, has_gpu, quiet
+from opd_trainer.errors import ConfigError, OpdError
+from opd_trainer.megatron.compat import CPU, cpu_compat, has_gpu, quiet, router_without_transformer_engine
 from opd_trainer.megatron.config import MegatronConfig
+from opd_trainer.megatron.layout import layout_problems, model_parallel_size
 
 
 class MegatronRuntime:
@@ -31,7 +32,7 @@ class MegatronRuntime:
             seed: of torch's and Python's generators; the same on every rank.
 
         Raises:
-            ConfigError: the parallel sizes do not divide the number of processes, or one is not supported.
+            ConfigError: the parallel sizes do not divide the number of processes, or contradict each other.
         """
         problems = layout_problems(settings, world_size)
         if problems:
@@ -62,6 +63,7 @@ class MegatronRuntime:
             from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 
         stack.enter_context(cpu_compat())
+        stack.enter_context(router_without_transformer_engine())
         timeout = timedelta(seconds=self._settings.timeout_s)
         if has_gpu():
             self.device = torch.device("cuda", self._rank % torch.cuda.device_count())
@@ -79,6 +81,7 @@ class MegatronRuntime:
             pipeline_model_parallel_size=self._settings.pipeline_parallel,
             context_parallel_size=self._settings.context_parallel,
             expert_model_parallel_size=self._settings.expert_parallel,
+            expert_tensor_parallel_size=1,
             distributed_timeout_minutes=max(1, round(self._settings.timeout_s / 60)),
         )
         stack.callback(parallel_state.destroy_model_parallel)
@@ -173,9 +176,24 @@ class MegatronRuntime:
         return _groups().get_context_parallel_group()
 
     @property
+    def ep_size(self) -> int:
+        """Ranks that share the experts."""
+        return self._settings.expert_parallel
+
+    @property
+    def ep_rank(self) -> int:
+        """Rank among those that share the experts."""
+        return distributed.get_rank(self.ep_group)
+
+    @property
+    def ep_group(self) -> ProcessGroup:
+        """Ranks that share the experts: neighbours in a pipeline stage, over tensor, context and data parallelism."""
+        return _groups().get_expert_model_parallel_group()
+
+    @property
     def dp_size(self) -> int:
         """Replicas of the model."""
-        return self._world_size // (self.tp_size * self.pp_size * self.cp_size)
+        return self._world_size // model_parallel_size(self._settings)
 
     @property
     def dp_rank(self) -> int:
@@ -193,25 +211,3 @@ def _groups() -> Any:
     from megatron.core import parallel_state
 
     return parallel_state
-
-
-def layout_problems(settings: MegatronConfig, world_size: int) -> list[Problem]:
-    """What makes a parallel layout impossible for so many processes."""
-    problems = []
-    share = settings.tensor_parallel * settings.pipeline_parallel * settings.context_parallel
-    if world_size % share:
-        sizes = f"{settings.tensor_parallel} x {settings.pipeline_parallel} x {settings.context_parallel}"
-        what = f"tensor x pipeline x context parallel = {sizes}"
-        why = f"it does not divide {world_size} workers"
-        problems.append(Problem("megatron", what, why, f"Set cluster.num_workers to a multiple of {share}"))
-    if settings.context_parallel > 1:
-        why = "our attention keeps each sequence on one rank"
-        problems.append(
-            Problem("megatron.context_parallel", str(settings.context_parallel), why, "Set megatron.context_parallel=1")
-        )
-    if settings.expert_parallel > 1:
-        why = "the dense families have no experts"
-        problems.append(
-            Problem("megatron.expert_parallel", str(settings.expert_parallel), why, "Set megatron.expert_parallel=1")
-        )
-    return problems

@@ -9,10 +9,19 @@ from opd_trainer.model.config import Family
 from tests.megatron.models import build, pack, sequences, started, tiny
 
 
+CPU = torch.device("cpu")
+
+
 def plan(lengths):
-    blocks, starts = plan_blocks(torch.tensor(lengths))
-    slots = torch.cat([start + torch.arange(length) for start, length in zip(starts.tolist(), lengths, strict=True)])
-    return blocks, slots
+    found = plan_blocks(torch.tensor(lengths), torch.tensor(lengths), CPU)
+    starts = found.query_starts.tolist()
+    assert starts == found.key_starts.tolist()
+    slots = torch.cat([start + torch.arange(length) for start, length in zip(starts, lengths, strict=True)])
+    return found.blocks, slots
+
+
+def attend(query, key, value, blocks, slots, scale=None):
+    return padded_attention(query, key, value, blocks=blocks, query_slots=slots, key_slots=slots, scale=scale)
 
 
 @settings(deadline=None)
@@ -48,7 +57,7 @@ def test_equals_attention_one_by_one_with_gradients(key_value_heads):
 
     expected = one_by_one(*inputs)
     expected_grads = torch.autograd.grad((expected * weight).sum(), inputs)
-    actual = padded_attention(*inputs, blocks=blocks, slots=slots, scale=None)
+    actual = attend(*inputs, blocks, slots)
     actual_grads = torch.autograd.grad((actual * weight).sum(), inputs)
     assert torch.allclose(actual, expected, atol=1e-5)
     for got, want in zip(actual_grads, expected_grads, strict=True):
@@ -59,16 +68,16 @@ def test_scale_is_used():
     blocks, slots = plan([4])
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 4, 2, 8)
-    plain = padded_attention(query * 0.5, key, value, blocks=blocks, slots=slots, scale=8**-0.5)
-    scaled = padded_attention(query, key, value, blocks=blocks, slots=slots, scale=0.5 * 8**-0.5)
+    plain = attend(query * 0.5, key, value, blocks, slots, 8**-0.5)
+    scaled = attend(query, key, value, blocks, slots, 0.5 * 8**-0.5)
     assert torch.allclose(plain, scaled, atol=1e-6)
-    assert not torch.allclose(plain, padded_attention(query, key, value, blocks=blocks, slots=slots, scale=None))
+    assert not torch.allclose(plain, attend(query, key, value, blocks, slots))
 
 
 def test_the_processor_takes_the_padded_way_in_any_dtype():
     packed = pack(sequences())
     for dtype in (torch.float32, torch.bfloat16):
-        assert attention_input(packed, dtype).slots is not None
+        assert attention_input(packed, dtype).query_slots is not None
 
 
 def test_packed_equals_one_by_one(tmp_path):
