@@ -13,14 +13,16 @@ from opd_trainer.cluster.inprocess import InProcessGroup
 from opd_trainer.config import Config
 from opd_trainer.data.prompts import PromptSet, check_disjoint, load_prompts, load_training_sets
 from opd_trainer.data.stream import PromptStream
+from opd_trainer.errors import ConfigError, Problem
 from opd_trainer.megatron.build import DTYPES
 from opd_trainer.megatron.families.registry import architecture_from_config, to_hf_config
 from opd_trainer.megatron.learner import MegatronLearner
 from opd_trainer.megatron.source import config_folder
-from opd_trainer.megatron.spec import TeacherBuilder, WorkerSpec
+from opd_trainer.megatron.spec import CriticSpec, TeacherBuilder, WorkerSpec
 from opd_trainer.megatron.worker import MegatronWorker
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.model.folder import eos_token_ids, load_tokenizer
+from opd_trainer.model.identity import differing_ids
 from opd_trainer.objective import Objective
 from opd_trainer.opd.config import OpdType
 from opd_trainer.protocols import RolloutEngine, WorkerGroup
@@ -28,6 +30,7 @@ from opd_trainer.rollout.config import EmbeddedRollout
 from opd_trainer.rollout.embedded.engine import EmbeddedEngine
 from opd_trainer.rollout.embedded.worker import EmbeddedSpec
 from opd_trainer.rollout.group import EngineGroup
+from opd_trainer.task.config import TrainTask
 from opd_trainer.teacher.config import TeacherConfig
 from opd_trainer.teacher.resident import resident_teacher, teacher_settings
 from opd_trainer.types import Sampling
@@ -113,10 +116,10 @@ class Workers:
 
 
 def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> MegatronLearner:
-    """The student with its optimizer, inline teachers and, where a KL to it is used, the reference.
+    """The student with its optimizer, inline teachers and, where they are used, reference and critic.
 
     Raises:
-        UserError: a teacher does not fit.
+        UserError: a teacher or the critic does not fit.
     """
     temperature = config.rollout.temperature
     teachers: dict[str, TeacherBuilder] = {}
@@ -137,12 +140,36 @@ def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> M
         total_steps=config.steps * config.loss.updates_per_rollout * config.loss.epochs_per_rollout,
         teachers=teachers,
         reference=reference,
+        critic=critic_of(config, vocabulary),
     )
     return MegatronLearner(
         workers.training(MakeMegatronWorker(spec)),
         max_tokens=config.megatron.max_tokens_per_device,
         bucket_bytes=config.rollout.bucket_bytes,
     )
+
+
+def critic_of(config: Config, vocabulary: Vocabulary) -> CriticSpec | None:
+    """The critic; None where nothing needs values.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigError: its tokenizer is not the student's.
+    """
+    loss = config.estimator.critic_loss
+    if loss is None or not isinstance(config.task, TrainTask):
+        return None
+    if config.critic.load is None:
+        return CriticSpec(model=config.model, optimizer=config.critic.optimizer, loss=loss)
+    model = dataclasses.replace(config.model, load=config.critic.load, ckpt_step=None)
+    theirs = load_tokenizer(config_folder(model)).get_vocab()
+    differing = differing_ids(vocabulary.tokenizer.get_vocab(), theirs)
+    if differing:
+        what = f"{config.critic.load!r}, whose tokenizer differs from the student's at {len(differing)} ids"
+        why = "it would judge other words than the student wrote"
+        fix = "Use a critic with the student's tokenizer, or critic.load=null"
+        raise ConfigError([Problem("critic.load", what, why, fix)])
+    return CriticSpec(model=model, optimizer=config.critic.optimizer, loss=loss)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from opd_trainer.demo.config import DemoConfig
 from opd_trainer.estimator.base import Estimator
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.loss.config import LossConfig, ReferenceConfig
-from opd_trainer.megatron.config import MegatronConfig
+from opd_trainer.megatron.config import CriticConfig, MegatronConfig
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.opd.config import OpdConfig
 from opd_trainer.reward.config import RewardConfig
@@ -77,6 +77,8 @@ class Config:
     """The student."""
     megatron: MegatronConfig = MISSING
     """Parallel layout, micro-batches and optimizer."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """Value model of `estimator=ppo`."""
     data: DataConfig = MISSING
     """Training prompts."""
     reward: RewardConfig = MISSING

@@ -9,7 +9,7 @@ from opd_trainer.experience import Experience
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner, RolloutEngine, TokenLoss
 from opd_trainer.tracking.tracker import Tracker
-from opd_trainer.types import Scores, TokenBatch, UpdateResult
+from opd_trainer.types import TokenBatch, UpdateResult
 
 
 class TrainingObjective(Stateful, Protocol):
@@ -77,7 +77,5 @@ class Controller:
         """Forward-only passes over what the objective needs and the batch does not have yet."""
         for name in sorted(self.objective.needs):
             if getattr(batch, name) is None:
-                log_probs = await self.learner.score(batch, name)
-                scores = Scores(log_probs=log_probs, temperature=batch.rollout.temperature, model=name)
-                batch = batch.replace(**{name: scores})
+                batch = batch.scored(name, await self.learner.score(batch, name))
         return batch

@@ -25,7 +25,7 @@ from opd_trainer.opd.config import OpdApply, OpdConfig, StudentLogProb
 from opd_trainer.opd.metrics import advantage_share, opd_metrics, valid_tokens
 from opd_trainer.opd.schedule import KlCoefState, begin_step
 from opd_trainer.opd.term import opd_weights, subtract_opd_term
-from opd_trainer.types import Scores, TokenBatch, UpdateResult
+from opd_trainer.types import CriticResult, Scores, TokenBatch, UpdateResult
 
 SEED_STRIDE = 1_000_003
 """Keeps the steps of runs with neighbouring seeds apart."""
@@ -241,10 +241,8 @@ class Objective:
             metrics.put("train/kl_loss", _weighted(parts.reference_kl, weight, mask))
         if batch.old is not None:
             metrics.mean("train/approx_kl", k3(torch.where(mask, result.log_probs - batch.old.log_probs, 0.0)), mask)
-        if "values" in self.estimator.needs and batch.values is not None and batch.returns is not None:
-            explained = explained_variance(batch.values, batch.returns, mask)
-            # Undefined where the returns do not vary.
-            metrics.put("train/explained_variance", explained, count=0.0 if math.isnan(explained) else 1.0)
+        if result.critic is not None:
+            metrics.update(self._critic_metrics(batch, result.critic))
         gap = (result.log_probs - batch.rollout.log_probs).abs()
         metrics.mean("train/rollout_log_prob_diff", gap, mask & torch.isfinite(batch.rollout.log_probs))
         return metrics.update(self._opd_metrics(batch, result, parts)) if self.opd.on else metrics
@@ -256,6 +254,20 @@ class Objective:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.state = KlCoefState(**state)
+
+    def _critic_metrics(self, batch: TokenBatch, critic: CriticResult) -> Metrics:
+        loss = self.estimator.critic_loss
+        assert loss is not None
+        assert batch.values is not None
+        assert batch.returns is not None
+        metrics = Metrics().put("train/value_loss", critic.loss).put("train/critic_grad_norm", critic.grad_norm)
+        metrics.put("train/critic_lr", critic.learning_rate)
+        clipped = loss.clipped(critic.values, batch.values, batch.returns, batch.mask)
+        metrics.mean("train/value_clip_fraction", clipped.float(), batch.mask)
+        metrics.mean("train/value", batch.values, batch.mask).mean("train/return", batch.returns, batch.mask)
+        # Of the values that made the advantages. Undefined where the returns do not vary.
+        explained = explained_variance(batch.values, batch.returns, batch.mask)
+        return metrics.put("train/explained_variance", explained, count=0.0 if math.isnan(explained) else 1.0)
 
     def _opd_metrics(self, batch: TokenBatch, result: UpdateResult, parts: LossParts) -> Metrics:
         """Metrics of the OPD term; remembers the reverse KL for the schedule."""

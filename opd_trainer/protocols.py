@@ -86,11 +86,17 @@ class Learner(Protocol):
         ...
 
     async def score(self, batch: TokenBatch, model: str) -> Tensor:
-        """Forward-only log-probs f32[T] of `batch` under "student", "reference" or "teacher:<name>"."""
+        """Forward-only log-probs f32[T] of `batch` under "student", "reference" or "teacher:<name>".
+
+        Fields of a batch name their model too: "old" is the student, "values" the critic (values f32[T]).
+        """
         ...
 
     async def update(self, batch: TokenBatch, loss: TokenLoss) -> UpdateResult:
-        """Exactly one optimizer step on sum_t weight[t] * loss[t]; inline teachers are scored on the way."""
+        """Exactly one optimizer step on sum_t weight[t] * loss[t]; inline teachers are scored on the way.
+
+        A critic takes a step of its own on sum_t weight[t] * value loss[t], towards `batch.returns`.
+        """
         ...
 
     def weights(self, version: int, model: str = "student") -> WeightStream:

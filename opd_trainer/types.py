@@ -214,7 +214,7 @@ class TokenBatch:
         old: log-probs of the frozen policy at the start of the updates; None when the live policy is the old one.
         reference: log-probs of the reference model.
         teacher: log-probs of the teacher where scored before the update; None when it is scored inline.
-        values: [T] critic values.
+        values: [T] the critic's value of the prefix before each token, frozen at the start of the updates.
         advantage: [T] base advantage, 0 where masked.
         returns: [T] critic targets.
         weight: [T] loss weight, 0 where masked; fixed for one optimizer step.
@@ -264,6 +264,13 @@ class TokenBatch:
         """A shallow copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def scored(self, name: str, result: Float[Tensor, " T"]) -> "TokenBatch":
+        """The batch with the field `name` set to what a model computed: the critic's "values", otherwise log-probs."""
+        if name == "values":
+            return self.replace(values=result)
+        scores = Scores(log_probs=result, temperature=self.rollout.temperature, model=name)
+        return self.replace(**{name: scores})
+
     def take(self, sequences: Sequence[int] | Tensor) -> "TokenBatch":
         """The batch of the given sequences, in that order; they are renumbered from 0."""
         chosen = torch.as_tensor(sequences, dtype=torch.int64)
@@ -283,6 +290,23 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CriticResult:
+    """What the critic's part of one optimizer step returns to the controller, in the token order of the batch.
+
+    Attributes:
+        values: f32[T] live values before the step, NaN where the mask is False.
+        loss: sum over all tokens of weight * value loss.
+        grad_norm: global L2 norm before clipping.
+        learning_rate: of this step.
+    """
+
+    values: Tensor
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateResult:
     """What one optimizer step returns to the controller, in the token order of the batch that was sent.
 
@@ -293,10 +317,11 @@ class UpdateResult:
         loss: sum over all tokens of weight * loss.
         grad_norm: global L2 norm before clipping.
         learning_rate: of this step.
-        seconds: wall seconds by phase ("teacher", "forward_backward", "optimizer"), slowest worker.
+        seconds: wall seconds by phase ("teacher", "forward_backward", "optimizer", "critic"), slowest worker.
         packing_efficiency: real tokens / tokens computed.
         num_micro_batches: per data-parallel rank.
         peak_memory_bytes: of the largest worker; 0 where the backend cannot tell.
+        critic: of the critic's step; None without a critic.
     """
 
     log_probs: Tensor
@@ -309,6 +334,7 @@ class UpdateResult:
     packing_efficiency: float
     num_micro_batches: int
     peak_memory_bytes: int = 0
+    critic: CriticResult | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from opd_trainer.estimator.cispo import Cispo
 from opd_trainer.estimator.grpo import Grpo
 from opd_trainer.estimator.gspo import Gspo
 from opd_trainer.estimator.none import NoEstimator
+from opd_trainer.estimator.ppo import Ppo
 from opd_trainer.estimator.reinforce_plus_plus import ReinforcePlusPlus, ReinforcePlusPlusBaseline
 from opd_trainer.estimator.rloo import Rloo
 from opd_trainer.estimator.sapo import Sapo
@@ -46,6 +47,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "rloo": Rloo,
         "reinforce_plus_plus": ReinforcePlusPlus,
         "reinforce_plus_plus_baseline": ReinforcePlusPlusBaseline,
+        "ppo": Ppo,
         "none": NoEstimator,
     },
     "opd": {"base": OpdConfig},

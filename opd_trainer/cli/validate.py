@@ -182,6 +182,17 @@ def rewardless(config: Config) -> str | None:
     return "estimator=none" if isinstance(config.estimator, NoEstimator) else None
 
 
+def unused_critic(config: Config, named: Named) -> Iterator[Problem]:
+    """A critic is configured, but the estimator needs no values."""
+    if config.estimator.critic_loss is None and "critic" in named:
+        yield Problem(
+            "critic",
+            "set with an estimator that needs no values",
+            "there would be no critic",
+            "Set estimator=ppo, or drop critic.*",
+        )
+
+
 def someone_teaches(config: Config, named: Named) -> Iterator[Problem]:
     """Neither a task reward nor a teacher reaches the student."""
     cause, opd = rewardless(config), config.opd
@@ -280,7 +291,7 @@ def demo_paths(config: Config, named: Named) -> Iterator[Problem]:
     """`demo:` paths exist only where the demo's recipe is."""
     if config.demo is not None:
         return
-    paths = {"model.load": config.model.load, "reference.load": config.reference.load}
+    paths = {f"{key}.load": getattr(config, key).load for key in ("model", "reference", "critic")}
     paths |= {f"{key}.load": teacher.load for key, teacher in teachers(config)}
     datasets = [
         ("data", config.data),
@@ -302,6 +313,8 @@ def checkpoints_exist(config: Config, named: Named) -> Iterator[Problem]:
             loads += [(key, teacher.load, teacher.ckpt_step) for key, teacher in teachers(config)]
         if config.reference.used:
             loads.append(("reference", config.reference.load, None))
+        if config.estimator.critic_loss is not None:
+            loads.append(("critic", config.critic.load, None))
     for key, path, ckpt_step in loads:
         if path is None or path.startswith(DEMO_PREFIX):
             continue
@@ -347,7 +360,7 @@ def layout_fits_cluster(config: Config, named: Named) -> Iterator[Problem]:
 
 def ranges(config: Config, named: Named) -> Iterator[Problem]:
     """Numbers that have a smallest sensible value."""
-    rollout, layout, optimizer = config.rollout, config.megatron, config.megatron.optimizer
+    rollout, layout = config.rollout, config.megatron
     at_least: list[tuple[str, float, float]] = [
         ("steps", config.steps, 0),
         ("checkpoint.every", config.checkpoint.every, 0),
@@ -364,10 +377,11 @@ def ranges(config: Config, named: Named) -> Iterator[Problem]:
         ("megatron.expert_parallel", layout.expert_parallel, 1),
         ("megatron.max_tokens_per_device", layout.max_tokens_per_device, 1),
         ("megatron.log_prob_chunk_tokens", layout.log_prob_chunk_tokens, 1),
-        ("megatron.optimizer.lr", optimizer.lr, 0),
-        ("megatron.optimizer.weight_decay", optimizer.weight_decay, 0),
-        ("megatron.optimizer.warmup_steps", optimizer.warmup_steps, 0),
-        ("megatron.optimizer.clip_grad", optimizer.clip_grad, 0),
+        *(
+            (f"{owner}.optimizer.{name}", getattr(optimizer, name), 0)
+            for owner, optimizer in (("megatron", layout.optimizer), ("critic", config.critic.optimizer))
+            for name in ("lr", "weight_decay", "warmup_steps", "clip_grad")
+        ),
         ("opd.kl_coef", config.opd.kl_coef, 0),
         ("reference.kl_coef", config.reference.kl_coef, 0),
         ("eval.every", config.eval.every, 0),
@@ -405,6 +419,7 @@ TRAINING: tuple[Rule, ...] = (
     algorithm,
     server_temperature,
     group_needs_siblings,
+    unused_critic,
     someone_teaches,
     zero_gradient_penalty,
     temperature_is_positive,

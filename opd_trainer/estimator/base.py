@@ -11,6 +11,7 @@ from torch import Tensor
 
 from opd_trainer.loss.aggregation import Aggregation
 from opd_trainer.loss.policy import PolicyLoss
+from opd_trainer.loss.value import ValueLoss
 from opd_trainer.types import TokenBatch
 
 
@@ -46,6 +47,11 @@ class Estimator:
     """Length that `aggregation=constant` divides by, tokens; null means the maximum response length."""
     whiten: bool = False
     """Bring the advantages of the whole batch to mean 0 and variance 1 before the OPD term is added."""
+
+    @property
+    def critic_loss(self) -> ValueLoss | None:
+        """The loss of the critic whose values it needs; None where it needs none."""
+        return None
 
     def __call__(self, batch: TokenBatch, token_rewards: Float[Tensor, " T"]) -> Advantages:
         """Advantages before whitening and before the OPD term.

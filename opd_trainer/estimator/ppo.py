@@ -40,6 +40,11 @@ class Ppo(Estimator):
     value_loss: ValueLoss = field(default_factory=ValueLoss)
     """The critic's loss."""
 
+    @property
+    def critic_loss(self) -> ValueLoss:
+        """See `Estimator.critic_loss`."""
+        return self.value_loss
+
     def __call__(self, batch: TokenBatch, token_rewards: Float[Tensor, " T"]) -> Advantages:
         """See the class."""
         assert batch.values is not None

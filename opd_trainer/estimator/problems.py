@@ -35,4 +35,14 @@ def estimator_problems(estimator: Estimator, reference: ReferenceConfig) -> list
             found.append(
                 Problem(f"estimator.{key}", f"{value}", "a discount lies between 0 and 1", f"Set estimator.{key}=1.")
             )
+    critic_loss = estimator.critic_loss
+    if critic_loss is not None and critic_loss.clip <= 0:
+        found.append(
+            Problem(
+                "estimator.value_loss.clip",
+                f"{critic_loss.clip}",
+                "the critic could never move its values",
+                "Set estimator.value_loss.clip=0.2.",
+            )
+        )
     return found

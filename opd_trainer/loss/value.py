@@ -32,9 +32,31 @@ class ValueLoss:
             returns: targets.
             mask: tokens that count.
         """
+        free, clipped = self._errors(values, old, returns, mask)
+        return torch.maximum(free, clipped) / 2
+
+    def clipped(
+        self,
+        values: Float[Tensor, " T"],
+        old: Float[Tensor, " T"],
+        returns: Float[Tensor, " T"],
+        mask: Bool[Tensor, " T"],
+    ) -> Bool[Tensor, " T"]:
+        """Unmasked tokens whose loss is the clipped one, which has no gradient."""
+        free, clipped = self._errors(values, old, returns, mask)
+        return clipped > free
+
+    def _errors(
+        self,
+        values: Float[Tensor, " T"],
+        old: Float[Tensor, " T"],
+        returns: Float[Tensor, " T"],
+        mask: Bool[Tensor, " T"],
+    ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+        """Squared errors of the live and of the clipped values, both 0 where masked."""
         live, frozen, target = (torch.where(mask, x, 0.0) for x in (values, old, returns))
         near = frozen + (live - frozen).clamp(-self.clip, self.clip)
-        return torch.maximum((live - target).square(), (near - target).square()) / 2
+        return (live - target).square(), (near - target).square()
 
 
 def explained_variance(values: Float[Tensor, " T"], returns: Float[Tensor, " T"], mask: Bool[Tensor, " T"]) -> float:

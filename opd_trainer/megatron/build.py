@@ -19,6 +19,8 @@ from opd_trainer.megatron.attention import Packed, PackedAttention, attention_in
 from opd_trainer.megatron.compat import cpu_tensors, has_gpu, quiet
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.families.base import (
+    OUTPUT_HEAD,
+    VALUE_HEAD,
     Architecture,
     WeightRule,
     hf_shapes,
@@ -27,6 +29,7 @@ from opd_trainer.megatron.families.base import (
     weight_rules,
 )
 from opd_trainer.megatron.runtime import MegatronRuntime
+from opd_trainer.megatron.value_head import ValueHead
 from opd_trainer.model.config import AttentionBackend, Dtype, ModelConfig
 
 INITIAL_STD = 0.02
@@ -66,8 +69,9 @@ class MegatronModel:
             chunk: which of `modules` to run.
 
         Returns:
-            [M, V / tensor-parallel ranks] in the weights' dtype on the last pipeline stage; hidden states [S, 1, E] on
-            the others, whose input the schedule sets with `set_input_tensor`. Without gradient unless `trainable`.
+            On the last pipeline stage [M, V / tensor-parallel ranks] in the weights' dtype, or values f32[M, 1] of a
+            value head; hidden states [S, 1, E] on the others, whose input the schedule sets with `set_input_tensor`.
+            Without gradient unless `trainable`.
         """
         with contextlib.nullcontext() if self.trainable else torch.no_grad():
             return self._forward(self.modules[chunk], packed)
@@ -90,7 +94,10 @@ class MegatronModel:
         if module.config.sequence_parallel:
             from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-            hidden = gather_from_sequence_parallel_region(hidden, group=self.runtime.tp_group)
+            # Every rank has the whole of a value head, so that their gradients are equal and not parts of a sum.
+            hidden = gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=not self.architecture.value_head, group=self.runtime.tp_group
+            )
         weight = module.shared_embedding_or_output_weight() if self.architecture.tie_embeddings else None
         logits, _ = module.output_layer(hidden.index_select(0, packed.select), weight=weight)
         return logits.squeeze(1)
@@ -178,7 +185,7 @@ def local_rules(model: MegatronModel) -> Iterator[tuple[WeightRule, str, int]]:
             if name is not None and _has_parameter(module, name):
                 yield rule, name, chunk
         if model.architecture.tie_embeddings and module.post_process and not module.pre_process:
-            yield weight_rules(model.architecture)[0], "output_layer.weight", chunk
+            yield weight_rules(model.architecture)[0], OUTPUT_HEAD, chunk
 
 
 def _local_name(rule: WeightRule, local: dict[int, int], transformer_engine: bool) -> str | None:
@@ -216,7 +223,7 @@ def initialize(model: MegatronModel, seed: int) -> None:
 
 
 def _initial(name: str, shape: tuple[int, ...], architecture: Architecture, seed: int) -> Tensor:
-    if name.endswith(".bias"):
+    if name.endswith(".bias") or name == VALUE_HEAD:
         return torch.zeros(shape)
     if len(shape) == 1:
         return torch.ones(shape)
@@ -265,7 +272,7 @@ def _build_module(
     config = _transformer_config(architecture, settings, megatron, transformer_engine)
     scaling = architecture.rope_scaling
     with cpu_tensors():
-        return GPTModel(
+        module = GPTModel(
             config=config,
             transformer_layer_spec=_block_spec(config, architecture, transformer_engine),
             vocab_size=padded_vocab_size(architecture.vocab_size, megatron.tensor_parallel),
@@ -279,6 +286,9 @@ def _build_module(
             rope_scaling=scaling is not None,
             rope_scaling_factor=scaling.factor if scaling else 1.0,
         )
+    if architecture.value_head and runtime.is_last_stage:
+        module.output_layer = ValueHead(architecture.hidden_size)  # pyright: ignore[reportAttributeAccessIssue]
+    return module
 
 
 def _transformer_config(

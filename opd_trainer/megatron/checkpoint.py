@@ -21,6 +21,7 @@ from opd_trainer.megatron.optimizer import Optimizer
 from opd_trainer.megatron.runtime import MegatronRuntime
 
 FORMAT = "torch_dist"
+HEAD = "output_layer."
 
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 """The one format of the sharded optimizer that restores every element and fits any parallel layout."""
@@ -57,14 +58,24 @@ def restore(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None
         _set_rng(state["rng"])
 
 
-def load_weights(directory: Path, model: MegatronModel) -> None:
+def load_weights(model: MegatronModel, directory: Path, *, with_head: bool = True) -> None:
     """Fills a model, of any parallel layout, from a checkpoint; collective.
+
+    Args:
+        model: to fill.
+        directory: of the checkpoint.
+        with_head: False leaves the model's output head as it is; the checkpoint may hold another one.
 
     Raises:
         CheckpointError: `directory` holds no weights of this model.
     """
-    state = _load(directory, {"model": _model_state(model)})
-    _set_weights(model, state["model"])
+    (module,) = model.modules
+    wanted, kept = _model_state(model), {}
+    if not with_head:
+        kept = {f"model.{name}": value for name, value in module.state_dict().items() if name.startswith(HEAD)}
+        wanted = {name: value for name, value in wanted.items() if not name.startswith(f"model.{HEAD}")}
+    state = _load(directory, {"model": wanted})
+    _set_weights(model, {**state["model"], **kept})
 
 
 def _model_state(model: MegatronModel) -> dict[str, Any]:

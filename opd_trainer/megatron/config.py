@@ -50,6 +50,17 @@ class OptimizerConfig:
 
 
 @dataclass(slots=True)
+class CriticConfig:
+    """The critic of estimators that need values: a second Megatron model, in the student's parallel layout."""
+
+    load: str | None = None
+    """Hugging Face folder or checkpoint, of a language model (its head is replaced by one that gives 0) or of a value
+    model; null takes the student's initial weights."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5))
+    """Adam and schedule; one step for each optimizer step of the student."""
+
+
+@dataclass(slots=True)
 class MegatronConfig:
     """Parallel layout, micro-batching and optimizer of the student's Megatron workers."""
 

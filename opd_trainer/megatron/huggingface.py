@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ from torch import Tensor, distributed
 
 from opd_trainer.errors import CheckpointError, ShapeMismatch
 from opd_trainer.megatron.build import MegatronModel, local_rules
-from opd_trainer.megatron.families.base import Layout, WeightRule, hf_shapes, shard, unshard, weight_rules
+from opd_trainer.megatron.families.base import (
+    LM_HEAD,
+    VALUE_HEAD,
+    Layout,
+    WeightRule,
+    hf_shapes,
+    shard,
+    unshard,
+    weight_rules,
+)
 from opd_trainer.megatron.families.registry import to_hf_config
 
 MAX_FILE_BYTES = 4 * 1024**3
@@ -33,30 +43,41 @@ TOKENIZER_FILES = (
 """What belongs to a model besides its weights and config.json."""
 
 
-def load_hf_weights(model: MegatronModel, folder: Path) -> None:
+def load_hf_weights(model: MegatronModel, folder: Path, *, with_head: bool = True) -> None:
     """Fills a model from the safetensors files of a Hugging Face folder.
 
     Each process reads the tensors of its own pipeline stage. Weights are cast to the model's dtype.
+
+    Args:
+        model: to fill.
+        folder: with the files.
+        with_head: False leaves the model's output head as it is; the folder may hold another one.
 
     Raises:
         CheckpointError: there are no safetensors, or tensors are missing or unexpected.
         ShapeMismatch: a tensor does not have the shape that the architecture asks for.
     """
     files = tensor_files(folder)
-    shapes = hf_shapes(model.architecture)
-    missing = sorted(set(shapes) - set(files))
-    unexpected = sorted(name for name in set(files) - set(shapes) if not _redundant(name, model))
+    heads = set() if with_head else {LM_HEAD, VALUE_HEAD}
+    wanted = set(hf_shapes(model.architecture)) - heads
+    missing = sorted(wanted - set(files))
+    unexpected = sorted(name for name in set(files) - wanted - heads if not _redundant(name, model))
     if missing or unexpected:
         raise CheckpointError(
             f"{folder}: weights do not fit the {model.architecture.family} model of its config.json: "
             f"missing {_list(missing)}, unexpected {_list(unexpected)}. Check that both are of the same model"
         )
     with SafetensorsReader(files) as reader:
-        fill(model, reader.read)
+        fill(model, reader.read, wanted)
 
 
-def fill(model: MegatronModel, read: Callable[[str], Tensor]) -> None:
-    """Fills a model from whole tensors that `read` gives by their Hugging Face name.
+def fill(model: MegatronModel, read: Callable[[str], Tensor], wanted: AbstractSet[str]) -> None:
+    """Fills the parameters of a model that are made of `wanted`, from whole tensors.
+
+    Args:
+        model: to fill.
+        read: gives a tensor by its Hugging Face name.
+        wanted: names of the tensors.
 
     Raises:
         ShapeMismatch: a tensor does not have the shape that the architecture asks for.
@@ -64,6 +85,8 @@ def fill(model: MegatronModel, read: Callable[[str], Tensor]) -> None:
     shapes, runtime = hf_shapes(model.architecture), model.runtime
     with torch.no_grad():
         for rule, parameter in model.parameters():
+            if not set(rule.huggingface) <= wanted:
+                continue
             tensors = [read(name) for name in rule.huggingface]
             for name, tensor in zip(rule.huggingface, tensors, strict=True):
                 if tuple(tensor.shape) != shapes[name]:
@@ -267,7 +290,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 
 def _redundant(name: str, model: MegatronModel) -> bool:
     """Whether a file may hold this tensor although the model has no use for it."""
-    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.architecture.tie_embeddings)
+    return name.endswith("rotary_emb.inv_freq") or (name == LM_HEAD and model.architecture.tie_embeddings)
 
 
 def _list(names: list[str], limit: int = 5) -> str:

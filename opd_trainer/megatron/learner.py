@@ -10,9 +10,12 @@ from torch import Tensor
 
 from opd_trainer.errors import OpdError
 from opd_trainer.megatron.packing import Plan, merge, plan
-from opd_trainer.megatron.spec import Place, RankUpdate
+from opd_trainer.megatron.spec import Place, RankCritic, RankUpdate
 from opd_trainer.protocols import TokenLoss, WorkerGroup
-from opd_trainer.types import TokenBatch, UpdateResult, WeightStream
+from opd_trainer.types import CriticResult, TokenBatch, UpdateResult, WeightStream
+
+MODEL_OF_FIELD = {"old": "student", "values": "critic"}
+"""The model that fills in a field of a batch, where its name is another one."""
 
 
 class MegatronLearner:
@@ -39,15 +42,15 @@ class MegatronLearner:
         yield
 
     async def score(self, batch: TokenBatch, model: str) -> Tensor:
-        """Forward-only log-probs f32[T], NaN where the mask is False.
+        """Forward-only log-probs (the critic's values) f32[T], NaN where the mask is False.
 
         Args:
             batch: any batch.
-            model: "student" ("old" is the student before its first update on the batch), "reference", "teacher" (each
-                sequence's own) or "teacher:<name>".
+            model: "student" ("old" is the student before its first update on the batch), "reference", "critic" (whose
+                are the "values"), "teacher" (each sequence's own) or "teacher:<name>".
         """
         planned = self._plan(batch)
-        name = "student" if model == "old" else model
+        name = MODEL_OF_FIELD.get(model, model)
         shards = self._shards(batch, planned)
         results = await self._group.call_each("score", [(shard, name) for shard in shards])
         return merge(planned, self._by_dp_rank(results))
@@ -75,6 +78,7 @@ class MegatronLearner:
             packing_efficiency=planned.efficiency,
             num_micro_batches=planned.num_micro_batches,
             peak_memory_bytes=max(rank.peak_memory_bytes for rank in every),
+            critic=_critic_result(planned, [rank.critic for rank in ranks if rank.critic is not None]),
         )
 
     def weights(self, version: int, model: str = "student") -> WeightStream:
@@ -123,3 +127,15 @@ class MegatronLearner:
         pairs = zip(self._places, results, strict=True)
         reported = {place.dp_rank: result for place, result in pairs if place.reports}
         return [reported[rank] for rank in range(self._places[0].dp_size)]
+
+
+def _critic_result(planned: Plan, ranks: Sequence[RankCritic]) -> CriticResult | None:
+    """The critic's step from the parts of all data-parallel ranks; None without a critic."""
+    if not ranks:
+        return None
+    return CriticResult(
+        values=merge(planned, [rank.values for rank in ranks]),
+        loss=sum(rank.loss for rank in ranks),
+        grad_norm=ranks[0].grad_norm,
+        learning_rate=ranks[0].learning_rate,
+    )

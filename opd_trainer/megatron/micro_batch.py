@@ -5,7 +5,7 @@ positions before them only.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,11 @@ class MicroBatch:
 
     def scatter(self, values: Tensor) -> Tensor:
         """[M] -> [T], NaN on the other tokens; gradients flow through."""
-        unknown = torch.full((self.batch.num_tokens,), torch.nan, dtype=values.dtype, device=values.device)
-        return unknown.index_copy(0, self.index, values)
+        return self.unknown(values.dtype).index_copy(0, self.index, values)
+
+    def unknown(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[T], NaN everywhere."""
+        return torch.full((self.batch.num_tokens,), torch.nan, dtype=dtype, device=self.index.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +106,27 @@ def prepare(batch: TokenBatch, device: torch.device) -> MicroBatch:
 
 
 def score(model: MegatronModel, micro_batch: MicroBatch, scoring: Scoring) -> Tensor:
-    """Log-probs of a micro-batch in a forward pass without gradient, over all pipeline stages.
+    """Log-probs of a micro-batch without gradient; see `forward_only`."""
+    return forward_only(model, micro_batch, lambda logits: scoring(model, logits, micro_batch.targets)[0])
+
+
+def forward_only(model: MegatronModel, micro_batch: MicroBatch, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `read` makes of the model's output [M, ...], f32[M], in a forward pass over all pipeline stages.
 
     Returns:
-        f32[T], NaN where the mask is False; all NaN on pipeline stages before the last.
+        f32[T] without gradient, NaN where the mask is False; all NaN on pipeline stages before the last.
     """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    wanted = micro_batch.index
-    if not len(wanted):
-        return micro_batch.scatter(torch.empty(0, device=wanted.device))
+    if not len(micro_batch.index):
+        return micro_batch.unknown()
 
     def forward_step(data: Iterator[Packed], _module: Any) -> tuple[Tensor, Any]:
         return model.forward(next(data)), finish
 
-    def finish(logits: Tensor, non_loss_data: bool) -> Tensor:
+    def finish(output: Tensor, non_loss_data: bool) -> Tensor:
         assert non_loss_data, "nothing is trained here"
-        return scoring(model, logits, micro_batch.targets)[0]
+        return read(output)
 
     with torch.no_grad():
         results = get_forward_backward_func()(
@@ -132,6 +139,4 @@ def score(model: MegatronModel, micro_batch: MicroBatch, scoring: Scoring) -> Te
             forward_only=True,
             collect_non_loss_data=True,
         )
-    if not results:
-        return torch.full((micro_batch.batch.num_tokens,), torch.nan, device=wanted.device)
-    return micro_batch.scatter(results[0])
+    return micro_batch.scatter(results[0]) if results else micro_batch.unknown()

@@ -85,13 +85,21 @@ class Optimizer:
         chunks: of `wrap`.
         settings: optimizer settings and whether to shard.
         total_steps: the run's length.
+        key: configuration key of the optimizer settings, for messages.
     """
 
-    def __init__(self, chunks: Sequence[Any], settings: MegatronConfig, total_steps: int) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[Any],
+        settings: MegatronConfig,
+        total_steps: int,
+        *,
+        key: str = "megatron.optimizer",
+    ) -> None:
         from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
         from megatron.core.optimizer import get_megatron_optimizer
 
-        self._settings, self._total_steps = settings.optimizer, total_steps
+        self._settings, self._total_steps, self._key = settings.optimizer, total_steps, key
         self._chunks = list(chunks)
         dtype = next(p.dtype for p in chunks[0].parameters())
         config = MegatronOptimizerConfig(
@@ -133,7 +141,7 @@ class Optimizer:
         if not math.isfinite(grad_norm):
             raise TrainingDiverged(
                 f"optimizer step {self.num_steps}: the gradient's norm is {grad_norm}, at learning rate {rate:g}; the "
-                "loss was finite. Restart from the last checkpoint with a lower megatron.optimizer.lr"
+                f"loss was finite. Restart from the last checkpoint with a lower {self._key}.lr"
             )
         self.num_steps += 1
         return StepResult(float(grad_norm), rate)

@@ -68,19 +68,31 @@ def load_model(
     *,
     vocab_size: int | None,
     trainable: bool,
+    value_head: bool = False,
 ) -> LoadedModel:
     """Builds a model and fills it with its weights, or with seeded random ones where there is nothing to load.
+
+    Args:
+        runtime: started.
+        settings: of the model.
+        megatron: parallel layout.
+        vocab_size: ids of the tokenizer, for a model trained from scratch.
+        trainable: False for teachers and references.
+        value_head: whether the model's output is a value; the head starts at 0 where a language model is loaded.
 
     Raises:
         UserError: it cannot be loaded, or cannot be cut into this parallel layout.
     """
-    architecture = architecture_of(settings, vocab_size)
+    found = architecture_of(settings, vocab_size)
     folder = config_folder(settings)
+    if found.value_head and not value_head:
+        raise CheckpointError(
+            f"{settings.load}: a value model, which gives no log-probs: it can be a critic only. Name a language model"
+        )
+    architecture = found.with_value_head() if value_head else found
     model = build_model(runtime, architecture, settings, megatron, trainable=trainable)
     if settings.load is not None:
         checkpoint = inspect(settings.load, settings.ckpt_step)
-        if checkpoint.kind is CheckpointKind.huggingface:
-            load_hf_weights(model, checkpoint.path)
-        else:
-            load_weights(checkpoint.path, model)
+        load = load_hf_weights if checkpoint.kind is CheckpointKind.huggingface else load_weights
+        load(model, checkpoint.path, with_head=architecture == found)
     return LoadedModel(model, folder)

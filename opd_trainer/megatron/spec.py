@@ -6,7 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from opd_trainer.megatron.config import MegatronConfig
+from opd_trainer.loss.value import ValueLoss
+from opd_trainer.megatron.config import MegatronConfig, OptimizerConfig
 from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.protocols import InlineTeacher
@@ -25,6 +26,21 @@ class TeacherBuilder(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CriticSpec:
+    """A value model with its optimizer, beside the student.
+
+    Attributes:
+        model: where its weights come from.
+        optimizer: settings of its own.
+        loss: of a token's value.
+    """
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    loss: ValueLoss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
     """A Megatron worker: the student with its optimizer, and the models beside it.
 
@@ -37,6 +53,7 @@ class WorkerSpec:
         total_steps: optimizer steps of the run, for the learning-rate schedule.
         teachers: inline teachers by name.
         reference: the reference model; None when no KL to it is used.
+        critic: the critic; None when no values are needed.
     """
 
     model: ModelConfig
@@ -47,6 +64,7 @@ class WorkerSpec:
     total_steps: int
     teachers: Mapping[str, TeacherBuilder] = field(default_factory=dict)
     reference: ModelConfig | None = None
+    critic: CriticSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +84,23 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankCritic:
+    """One rank's part of the critic's optimizer step.
+
+    Attributes:
+        values: for each micro-batch f32[T] live values, NaN where the mask is False.
+        loss: this data-parallel rank's share of the sum of weight * value loss.
+        grad_norm: global L2 norm before clipping.
+        learning_rate: of this step.
+    """
+
+    values: list[Tensor]
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankUpdate:
     """One rank's part of an optimizer step.
 
@@ -76,8 +111,10 @@ class RankUpdate:
         loss: this data-parallel rank's share of the sum of weight * loss.
         grad_norm: global L2 norm before clipping.
         learning_rate: of this step.
-        seconds: wall seconds by phase: "teacher", "forward_backward" (without the teacher), "optimizer".
+        seconds: wall seconds by phase: "teacher", "forward_backward" (without the teacher), "optimizer", and "critic"
+            where there is one.
         peak_memory_bytes: of the device; 0 where the backend cannot tell.
+        critic: the critic's step; None without a critic.
     """
 
     log_probs: list[Tensor]
@@ -88,3 +125,4 @@ class RankUpdate:
     learning_rate: float
     seconds: Mapping[str, float]
     peak_memory_bytes: int
+    critic: RankCritic | None = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from opd_trainer.errors import TrainingDiverged
+from opd_trainer.megatron.backward import forward_backward
 from opd_trainer.megatron.build import MegatronModel
 from opd_trainer.megatron.micro_batch import MicroBatch, Scoring, prepare
 from opd_trainer.protocols import InlineTeacher, TokenLoss
@@ -109,38 +110,19 @@ class ForwardBackward:
         Raises:
             TrainingDiverged: the loss of a micro-batch is not finite.
         """
-        from megatron.core.pipeline_parallel import get_forward_backward_func
-
         outcome = Outcome()
         device = self.model.runtime.device
-        pipelined = self.model.runtime.pp_size > 1
         prepared = (prepare(batch, device) for batch in micro_batches)
         scored = (self._with_teacher(micro_batch, outcome) for micro_batch in prepared)
 
-        def forward_step(data: Iterator[tuple[int, MicroBatch]], _chunk: Any) -> tuple[Tensor, Any]:
-            number, micro_batch = next(data)
+        def share(number: int, micro_batch: MicroBatch, logits: Tensor | None) -> Tensor:
+            total = self._loss(logits, micro_batch, loss, outcome)
+            if not bool(total.isfinite()):
+                raise TrainingDiverged(_describe(step, number, micro_batch, outcome))
+            outcome.loss += float(total.detach())
+            return total
 
-            def finish(logits: Tensor) -> tuple[Tensor, Tensor, None]:
-                total = self._loss(logits, micro_batch, loss, outcome)
-                if not bool(total.isfinite()):
-                    raise TrainingDiverged(_describe(step, number, micro_batch, outcome))
-                outcome.loss += float(total.detach())
-                return total, torch.zeros((), dtype=torch.int, device=total.device), None
-
-            if self._skips(micro_batch):
-                return torch.zeros((), device=micro_batch.index.device), finish
-            return self.model.forward(micro_batch.packed), finish
-
-        get_forward_backward_func()(
-            forward_step_func=forward_step,
-            # In a pipeline the teacher's own schedule cannot run in the middle of the student's.
-            data_iterator=iter(enumerate(list(scored) if pipelined else scored)),
-            model=list(self.chunks),
-            num_microbatches=len(micro_batches),
-            seq_length=max(batch.num_tokens for batch in micro_batches),
-            micro_batch_size=1,
-            forward_only=False,
-        )
+        forward_backward(self.model, self.chunks, micro_batches, scored, share)
         return outcome
 
     def _with_teacher(self, micro_batch: MicroBatch, outcome: Outcome) -> MicroBatch:
@@ -153,18 +135,14 @@ class ForwardBackward:
         outcome.teacher_s += watch.lap()
         return dataclasses.replace(micro_batch, batch=batch)
 
-    def _skips(self, micro_batch: MicroBatch) -> bool:
-        """Nothing to learn and nobody to pass activations to."""
-        return not len(micro_batch.index) and self.model.runtime.pp_size == 1
-
-    def _loss(self, logits: Tensor, micro_batch: MicroBatch, loss: TokenLoss, outcome: Outcome) -> Tensor:
+    def _loss(self, logits: Tensor | None, micro_batch: MicroBatch, loss: TokenLoss, outcome: Outcome) -> Tensor:
         batch = micro_batch.batch
         assert batch.weight is not None, "loss weights are fixed on the controller"
-        if self._skips(micro_batch):
-            unknown = micro_batch.scatter(logits.new_empty(0)).cpu()
+        if logits is None:
+            unknown = micro_batch.unknown().cpu()
             outcome.log_probs.append(unknown)
             outcome.entropy.append(unknown)
-            return logits
+            return torch.zeros((), device=micro_batch.index.device)
         scored, entropies = self.scoring(
             self.model, logits, micro_batch.targets, entropy_gradient=loss.needs_entropy_gradient
         )

@@ -1,4 +1,4 @@
-"""One training worker: the student with its optimizer, and the reference and inline teachers beside it.
+"""One training worker: the student with its optimizer, and the reference, critic and inline teachers beside it.
 
 A plain class: nothing in here knows what runs it. Every method but `health` is collective: call it on all ranks.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opd_trainer.errors import OpdError
 from opd_trainer.megatron import checkpoint
+from opd_trainer.megatron.critic import Critic
 from opd_trainer.megatron.frozen import FrozenModel
 from opd_trainer.megatron.huggingface import describe, export_hf_weights, save_hf_folder
 from opd_trainer.megatron.micro_batch import Scoring, prepare, score
@@ -45,6 +46,7 @@ class MegatronWorker:
         self._forward_backward: ForwardBackward | None = None
         self._teachers: dict[str, InlineTeacher] = {}
         self._reference: FrozenModel | None = None
+        self._critic: Critic | None = None
         self._export: Iterator[list[tuple[str, Tensor]]] | None = None
 
     def start(self) -> None:
@@ -62,10 +64,13 @@ class MegatronWorker:
         chunks = wrap(self._student.model.modules, spec.megatron)
         self._optimizer = Optimizer(chunks, spec.megatron, spec.total_steps)
         self._forward_backward = ForwardBackward(self._student.model, chunks, self._scoring, self._teachers)
+        if spec.critic is not None:
+            self._critic = Critic.load(self._runtime, spec)
 
     def close(self) -> None:
         """Frees the models and tears down the process groups and patches. Safe to call twice, or before `start`."""
-        self._student = self._optimizer = self._forward_backward = self._reference = self._export = None
+        self._student = self._optimizer = self._forward_backward = None
+        self._reference = self._critic = self._export = None
         self._teachers = {}
         self._runtime.close()
 
@@ -85,6 +90,8 @@ class MegatronWorker:
     def update(self, micro_batches: Sequence[TokenBatch], loss: TokenLoss) -> RankUpdate:
         """One optimizer step on the sum of weight * loss over the micro-batches of all data-parallel ranks.
 
+        A critic, where there is one, then takes a step of its own.
+
         Args:
             micro_batches: of this data-parallel rank; the same number on each rank.
             loss: of each token.
@@ -100,6 +107,15 @@ class MegatronWorker:
         outcome = forward_backward(micro_batches, loss, optimizer.num_steps)
         both_s = watch.lap()
         stepped = optimizer.step()
+        seconds = {
+            "teacher": outcome.teacher_s,
+            "forward_backward": both_s - outcome.teacher_s,
+            "optimizer": watch.lap(),
+        }
+        critic = None
+        if self._critic is not None:
+            critic = self._critic.update(micro_batches)
+            seconds["critic"] = watch.lap()
         return RankUpdate(
             log_probs=outcome.log_probs,
             entropy=outcome.entropy,
@@ -107,20 +123,17 @@ class MegatronWorker:
             loss=outcome.loss,
             grad_norm=stepped.grad_norm,
             learning_rate=stepped.learning_rate,
-            seconds={
-                "teacher": outcome.teacher_s,
-                "forward_backward": both_s - outcome.teacher_s,
-                "optimizer": watch.lap(),
-            },
+            seconds=seconds,
             peak_memory_bytes=self._peak_memory_bytes(),
+            critic=critic,
         )
 
     def score(self, micro_batches: Sequence[TokenBatch], model: str) -> list[Tensor]:
-        """Forward-only log-probs f32[T] of each micro-batch, NaN where the mask is False.
+        """Forward-only log-probs (the critic's values) f32[T] of each micro-batch, NaN where the mask is False.
 
         Args:
             micro_batches: of this data-parallel rank.
-            model: "student", "reference", "teacher" (each sequence's own) or "teacher:<name>".
+            model: "student", "reference", "critic", "teacher" (each sequence's own) or "teacher:<name>".
 
         Raises:
             OpdError: there is no such model.
@@ -133,6 +146,8 @@ class MegatronWorker:
             return score(_started(self._student).model, prepared, self._scoring).cpu()
         if model == "reference" and self._reference is not None:
             return self._reference.score(prepared).cpu()
+        if model == "critic" and self._critic is not None:
+            return self._critic.values(prepared).cpu()
         kind, _, name = model.partition(":")
         if kind == "teacher" and (name in self._teachers or not name):
             teachers = {name: self._teachers[name]} if name else self._teachers
@@ -143,7 +158,9 @@ class MegatronWorker:
         raise self._unknown(model)
 
     def _unknown(self, model: str) -> OpdError:
-        there = ["student", *(["reference"] if self._reference else []), *(f"teacher:{key}" for key in self._teachers)]
+        beside = {"reference": self._reference, "critic": self._critic}
+        there = ["student", *(name for name, value in beside.items() if value is not None)]
+        there += [f"teacher:{key}" for key in self._teachers]
         return OpdError(f"the training workers have no model {model!r}, only {', '.join(there)}")
 
     def save(self, directory: Path) -> None:
@@ -152,6 +169,8 @@ class MegatronWorker:
         checkpoint.save(directory, student.model, _started(self._optimizer))
         if self._runtime.rank == 0:
             describe(student.model, directory, student.folder)
+        if self._critic is not None:
+            self._critic.save(directory)
 
     def restore(self, directory: Path) -> None:
         """The inverse of `save`.
@@ -160,6 +179,8 @@ class MegatronWorker:
             CheckpointError: `directory` holds no training state of this model.
         """
         checkpoint.restore(directory, _started(self._student).model, _started(self._optimizer))
+        if self._critic is not None:
+            self._critic.restore(directory)
 
     def start_export(self, bucket_bytes: int, model: str) -> None:
         """Begins to hand out weights, at most `bucket_bytes` (but one tensor at least) at a time.

@@ -16,7 +16,7 @@ from opd_trainer.teacher.config import ResidentTeacher
         ("opd.kl_ceof=1", "opd.kl_ceof", "Did you mean opd.kl_coef"),
         ("+opd.kl_ceof=1", "opd.kl_ceof", "Did you mean opd.kl_coef"),
         ("++estimator.normalise_std=1", "estimator.normalise_std", "Did you mean estimator.normalize_std"),
-        ("lr=1e-3", "lr", "Did you mean megatron.optimizer.lr"),
+        ("lr=1e-3", "lr", "Did you mean critic.optimizer.lr or megatron.optimizer.lr"),
         ("teecher.load=x", "teecher.load", "Did you mean teacher.load"),
         ("xyzzy=1", "xyzzy", "conf/README.md lists every key"),
         ("cluster.num_workers=2", "cluster.num_workers", "It belongs to cluster=ray"),

@@ -6,6 +6,7 @@ interleaved by key/value group (so that a tensor-parallel rank holds whole group
 interleaved by rank.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
@@ -63,6 +64,7 @@ class Architecture:
         qkv_bias: whether the query, key and value projections have biases.
         qk_norm: whether queries and keys are normalised per head.
         max_length: context length, tokens.
+        value_head: whether the output is one number for each position (a critic or a reward model), not logits.
     """
 
     family: str
@@ -80,6 +82,11 @@ class Architecture:
     qkv_bias: bool
     qk_norm: bool
     max_length: int
+    value_head: bool = False
+
+    def with_value_head(self) -> "Architecture":
+        """The same layers under a head for values."""
+        return dataclasses.replace(self, value_head=True, tie_embeddings=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,11 @@ class ModelFamily:
     qk_norm: bool
     refused: Mapping[str, Any]
 
+    @property
+    def value_model(self) -> str:
+        """The class in transformers of a model with a value head."""
+        return self.causal_lm.replace("ForCausalLM", "ForSequenceClassification")
+
     def architecture(self, config: Mapping[str, Any]) -> Architecture:
         """Reads a Hugging Face config.
 
@@ -143,6 +155,7 @@ class ModelFamily:
             raise CheckpointError(f"config.json: {', '.join(missing)} missing: the model's shape is unknown without")
         theta, scaling = _rope(config)
         heads = config["num_attention_heads"]
+        value_head = self.value_model in (config.get("architectures") or ())
         return Architecture(
             family=self.name,
             hidden_size=config["hidden_size"],
@@ -155,10 +168,11 @@ class ModelFamily:
             rope_theta=theta,
             rope_scaling=scaling,
             norm_eps=config.get("rms_norm_eps", 1e-6),
-            tie_embeddings=config.get("tie_word_embeddings", False),
+            tie_embeddings=config.get("tie_word_embeddings", False) and not value_head,
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
             max_length=config["max_position_embeddings"],
+            value_head=value_head,
         )
 
     def hf_config(self, architecture: Architecture) -> dict[str, Any]:
@@ -167,6 +181,7 @@ class ModelFamily:
         if architecture.rope_scaling is not None:
             rope = {**LLAMA3_CONSTANTS, "rope_type": "llama3", "rope_theta": architecture.rope_theta}
             rope["factor"] = architecture.rope_scaling.factor
+        value_head = {"architectures": [self.value_model], "id2label": {"0": "value"}, "label2id": {"value": 0}}
         return {
             "architectures": [self.causal_lm],
             "model_type": self.model_type,
@@ -185,6 +200,7 @@ class ModelFamily:
             "hidden_act": "silu",
             "attention_dropout": 0.0,
             **self.refused,
+            **(value_head if architecture.value_head else {}),
         }
 
 
@@ -216,14 +232,21 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     return theta, RopeScaling(factor=float(rope["factor"]))
 
 
+OUTPUT_HEAD = "output_layer.weight"
+LM_HEAD = "lm_head.weight"
+VALUE_HEAD = "score.weight"
+
+
 def weight_rules(architecture: Architecture) -> list[WeightRule]:
     """The map of the whole model, in layer order: embedding, layers, final norm, output head (unless tied)."""
     rules = [WeightRule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Layout.vocabulary)]
     for layer in range(architecture.num_layers):
         rules.extend(_layer_rules(architecture, layer))
     rules.append(WeightRule("decoder.final_layernorm.weight", ("model.norm.weight",), Layout.replicated))
-    if not architecture.tie_embeddings:
-        rules.append(WeightRule("output_layer.weight", ("lm_head.weight",), Layout.vocabulary))
+    if architecture.value_head:
+        rules.append(WeightRule(OUTPUT_HEAD, (VALUE_HEAD,), Layout.replicated))
+    elif not architecture.tie_embeddings:
+        rules.append(WeightRule(OUTPUT_HEAD, (LM_HEAD,), Layout.vocabulary))
     return rules
 
 
@@ -260,7 +283,8 @@ def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     hidden, feed_forward = architecture.hidden_size, architecture.intermediate_size
     by_suffix = {
         "embed_tokens.weight": embedding,
-        "lm_head.weight": embedding,
+        LM_HEAD: embedding,
+        VALUE_HEAD: (1, hidden),
         "q_proj.weight": (queries, hidden),
         "k_proj.weight": (keys, hidden),
         "v_proj.weight": (keys, hidden),
