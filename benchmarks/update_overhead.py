@@ -51,7 +51,7 @@ async def measure(folder: Path, sequences: int, rounds: int) -> None:
     module = student.modules[0]
     scoring = Scoring(1.0, spec.megatron.log_prob_chunk_tokens)
     parts = [batch.take(part) for part in plan(batch.lengths.tolist(), 1, 8192).ranks[0]]
-    prepared = [prepare(part, runtime.device) for part in parts]
+    prepared = [prepare(part, runtime) for part in parts]
     adam = torch.optim.AdamW(module.parameters(), lr=1e-3)
 
     def bare() -> None:

@@ -14,9 +14,9 @@ from opd_trainer.config import Config
 from opd_trainer.data.prompts import PromptSet, check_disjoint, load_prompts, load_training_sets
 from opd_trainer.data.stream import PromptStream
 from opd_trainer.errors import ConfigError, Problem
-from opd_trainer.megatron.build import DTYPES
 from opd_trainer.megatron.families.registry import architecture_from_config, to_hf_config
 from opd_trainer.megatron.learner import MegatronLearner
+from opd_trainer.megatron.module import DTYPES
 from opd_trainer.megatron.source import config_folder
 from opd_trainer.megatron.spec import CriticSpec, TeacherBuilder, WorkerSpec
 from opd_trainer.megatron.worker import MegatronWorker

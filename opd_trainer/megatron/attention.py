@@ -20,8 +20,8 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 LONGEST_TO_SHORTEST = 2.0
-"""Stretches share a padded block while the longest has at most this multiple of the shortest one's keys: at most half of
-the block's keys are padding, and a micro-batch needs few kernel launches."""
+"""Stretches share a padded block while the longest has at most this multiple of the shortest one's keys: at most half
+of the block's keys are padding, and a micro-batch needs few kernel launches."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opd_trainer.megatron.build import MegatronModel
-from opd_trainer.megatron.micro_batch import MicroBatch
+from opd_trainer.megatron.micro_batch import MicroBatch, is_idle
 from opd_trainer.types import TokenBatch
 
 Share = Callable[[int, MicroBatch, Tensor | None], Tensor]
@@ -40,8 +40,7 @@ def forward_backward(
 
     def forward_step(data: Iterator[tuple[int, MicroBatch]], _chunk: Any) -> tuple[Tensor, Any]:
         number, micro_batch = next(data)
-        # Nothing to learn and nobody to pass activations to.
-        skipped = not len(micro_batch.index) and not pipelined
+        skipped = is_idle(model, micro_batch)
 
         def finish(output: Tensor) -> tuple[Tensor, Tensor, None]:
             total = share(number, micro_batch, None if skipped else output)

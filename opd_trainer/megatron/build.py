@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib.util
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from opd_trainer.errors import ConfigError, MissingExtra, Problem
-from opd_trainer.megatron.attention import Packed, PackedAttention, attention_input
-from opd_trainer.megatron.compat import cpu_tensors, has_gpu, quiet
+from opd_trainer.megatron.attention import Packed, attention_input
+from opd_trainer.megatron.compat import has_gpu, quiet
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.families.base import (
     OUTPUT_HEAD,
@@ -24,18 +25,16 @@ from opd_trainer.megatron.families.base import (
     Architecture,
     WeightRule,
     hf_shapes,
-    padded_vocab_size,
     shard,
     weight_rules,
 )
+from opd_trainer.megatron.layout import stage_layers
+from opd_trainer.megatron.module import DTYPES, build_module
 from opd_trainer.megatron.runtime import MegatronRuntime
-from opd_trainer.megatron.value_head import ValueHead
-from opd_trainer.model.config import AttentionBackend, Dtype, ModelConfig
+from opd_trainer.model.config import AttentionBackend, ModelConfig
 
 INITIAL_STD = 0.02
 """Standard deviation of initial weights (GPT-2's); 1/sqrt(2 * layers) of it where the residual stream is written."""
-
-DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,11 @@ class MegatronModel:
     runtime: MegatronRuntime
     transformer_engine: bool
     trainable: bool
+
+    @property
+    def own_attention(self) -> bool:
+        """Whether core attention is ours; Transformer Engine's takes other shares of a sequence than we cut."""
+        return not self.transformer_engine or self.runtime.cp_size > 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,10 +86,10 @@ class MegatronModel:
             hidden = module.embedding(
                 input_ids=packed.tokens.unsqueeze(0), position_ids=packed.position_ids.unsqueeze(0)
             )
-        if self.transformer_engine:
-            params, rotary = _te_input(module, packed)
-        else:
+        if self.own_attention:
             params, rotary = attention_input(packed, self.dtype), _rotary(module, packed.position_ids)
+        else:
+            params, rotary = _te_input(module, packed)
         hidden = module.decoder(
             hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=params
         )
@@ -106,6 +110,10 @@ class MegatronModel:
         """This process's parameters, each with its rule; a tied head on a last stage of its own has the embedding's."""
         for rule, name, chunk in local_rules(self):
             yield rule, self.modules[chunk].get_parameter(name)
+
+    def cut(self, rule: WeightRule) -> tuple[int, int]:
+        """Which part of a parameter this process has, of how many (see `shard`)."""
+        return (0, 1) if rule.expert is not None else (self.runtime.tp_rank, self.runtime.tp_size)
 
 
 def build_model(
@@ -131,16 +139,12 @@ def build_model(
         ConfigError: the architecture cannot be cut that way, or the attention backend cannot be used.
         MissingExtra: Transformer Engine was asked for and is not installed.
     """
-    problems = architecture_problems(architecture, megatron)
+    problems = architecture_problems(architecture, megatron, trainable=trainable)
     if problems:
         raise ConfigError(problems)
     transformer_engine = _use_transformer_engine(settings.attention_backend)
-    if megatron.sequence_parallel and not transformer_engine:
-        why = "the norms outside of Transformer Engine cannot be sharded"
-        fix = "Set megatron.sequence_parallel=false, or install Transformer Engine on a GPU machine"
-        raise ConfigError([Problem("megatron.sequence_parallel", "true", why, fix)])
     with quiet():
-        module = _build_module(runtime, architecture, settings, megatron, transformer_engine)
+        module = build_module(runtime, architecture, settings, megatron, transformer_engine)
     # torch's norms take neither device nor dtype from Megatron's config.
     module.to(device=runtime.device, dtype=DTYPES[settings.dtype])
     model = MegatronModel([module], architecture, runtime, transformer_engine, trainable)
@@ -152,19 +156,30 @@ def build_model(
     return model
 
 
-def architecture_problems(architecture: Architecture, megatron: MegatronConfig) -> list[Problem]:
-    """What keeps an architecture from being cut into this parallel layout."""
+def architecture_problems(architecture: Architecture, megatron: MegatronConfig, *, trainable: bool) -> list[Problem]:
+    """What keeps an architecture from being cut into this parallel layout.
+
+    Args:
+        architecture: shape of the whole model.
+        megatron: parallel layout, which is the student's.
+        trainable: False for models beside the student, which need not use all of its layout.
+    """
     cuts = [
         ("megatron.tensor_parallel", megatron.tensor_parallel, "query heads", architecture.num_heads),
         ("megatron.tensor_parallel", megatron.tensor_parallel, "key/value heads", architecture.num_kv_heads),
-        ("megatron.tensor_parallel", megatron.tensor_parallel, "feed-forward width", architecture.intermediate_size),
-        ("megatron.pipeline_parallel", megatron.pipeline_parallel, "layers", architecture.num_layers),
     ]
+    if architecture.experts is None:
+        width = architecture.intermediate_size
+        cuts.append(("megatron.tensor_parallel", megatron.tensor_parallel, "feed-forward width", width))
+    else:
+        cuts.append(("megatron.expert_parallel", megatron.expert_parallel, "experts", architecture.experts.count))
     problems = [
         Problem(key, str(size), f"it does not divide the model's {total} {what}", f"Set {key} to a divisor of {total}")
         for key, size, what, total in cuts
         if total % size
     ]
+    problems += _depth_problems(architecture.num_layers, megatron, trainable=trainable)
+    problems += _expert_problems(architecture, megatron, trainable=trainable)
     if architecture.num_heads % architecture.num_kv_heads:
         why = f"it does not divide the {architecture.num_heads} query heads, which share the key/value heads"
         fix = f"Set it to a divisor of {architecture.num_heads}"
@@ -176,30 +191,70 @@ def architecture_problems(architecture: Architecture, megatron: MegatronConfig) 
     return problems
 
 
+def _depth_problems(num_layers: int, megatron: MegatronConfig, *, trainable: bool) -> list[Problem]:
+    stages, layers = megatron.pipeline_parallel, megatron.pipeline_layers
+    if num_layers < stages:
+        why = f"the model has {num_layers} layers, and each stage needs one"
+        fix = f"Set megatron.pipeline_parallel={num_layers} or less"
+        return [Problem("megatron.pipeline_parallel", str(stages), why, fix)]
+    if trainable and layers is not None and sum(layers) != num_layers:
+        why = f"the model has {num_layers} layers, and these are {sum(layers)}"
+        fix = f"Set megatron.pipeline_layers={list(stage_layers(num_layers, megatron))}".replace(" ", "")
+        return [Problem("megatron.pipeline_layers", str(list(layers)), why, fix)]
+    return []
+
+
+def _expert_problems(architecture: Architecture, megatron: MegatronConfig, *, trainable: bool) -> list[Problem]:
+    if architecture.experts is None:
+        if trainable and megatron.expert_parallel > 1:
+            why = f"a {architecture.family} model has no experts to share"
+            fix = "Set megatron.expert_parallel=1"
+            return [Problem("megatron.expert_parallel", str(megatron.expert_parallel), why, fix)]
+        return []
+    if megatron.tensor_parallel > 1 and not megatron.sequence_parallel:
+        why = "tensor-parallel ranks would all send the same tokens to the experts"
+        fix = "Set megatron.sequence_parallel=true"
+        return [Problem("megatron.sequence_parallel", "false with a mixture of experts", why, fix)]
+    return []
+
+
 def local_rules(model: MegatronModel) -> Iterator[tuple[WeightRule, str, int]]:
     """The rules of this process's parameters: rule, name inside the chunk, chunk. In the order of the whole model."""
     for chunk, module in enumerate(model.modules):
         local = {layer.layer_number - 1: index for index, layer in enumerate(module.decoder.layers)}
         for rule in weight_rules(model.architecture):
-            name = _local_name(rule, local, model.transformer_engine)
+            name = _local_name(rule, local, model)
             if name is not None and _has_parameter(module, name):
                 yield rule, name, chunk
         if model.architecture.tie_embeddings and module.post_process and not module.pre_process:
             yield weight_rules(model.architecture)[0], OUTPUT_HEAD, chunk
 
 
-def _local_name(rule: WeightRule, local: dict[int, int], transformer_engine: bool) -> str | None:
+def _local_name(rule: WeightRule, local: dict[int, int], model: MegatronModel) -> str | None:
     """The parameter's name in a chunk that has the layers `local` (global index to local index)."""
     name = rule.megatron
     if rule.layer is not None:
         if rule.layer not in local:
             return None
         name = name.replace(f"layers.{rule.layer}.", f"layers.{local[rule.layer]}.", 1)
-    if transformer_engine:
-        # Transformer Engine keeps a norm inside of the linear layer behind it.
-        name = name.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
-        name = name.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
-    return name
+    if rule.expert is not None:
+        assert model.architecture.experts is not None, "rules of experts come with experts"
+        count = model.architecture.experts.count // model.runtime.ep_size
+        if rule.expert // count != model.runtime.ep_rank:
+            return None
+        name = name.replace(f"local_experts.{rule.expert}.", f"local_experts.{rule.expert % count}.", 1)
+    return _transformer_engine_name(name, model.architecture) if model.transformer_engine else name
+
+
+def _transformer_engine_name(name: str, architecture: Architecture) -> str:
+    """Transformer Engine keeps a norm inside of the linear layer behind it, and a layer's experts in one module."""
+    name = name.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
+    if architecture.experts is None:
+        return name.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
+    return _LOCAL_EXPERT.sub(r"experts.\2.weight\1", name)
+
+
+_LOCAL_EXPERT = re.compile(r"experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight")
 
 
 def _has_parameter(module: Any, name: str) -> bool:
@@ -214,12 +269,10 @@ def _has_parameter(module: Any, name: str) -> bool:
 def initialize(model: MegatronModel, seed: int) -> None:
     """Draws every weight anew from `seed` and its Hugging Face name, so that any parallel layout draws the same."""
     shapes = hf_shapes(model.architecture)
-    runtime = model.runtime
     with torch.no_grad():
         for rule, parameter in model.parameters():
             tensors = [_initial(name, shapes[name], model.architecture, seed) for name in rule.huggingface]
-            mine = shard(tensors, rule.layout, model.architecture, runtime.tp_rank, runtime.tp_size)
-            parameter.copy_(mine)
+            parameter.copy_(shard(tensors, rule.layout, model.architecture, *model.cut(rule)))
 
 
 def _initial(name: str, shape: tuple[int, ...], architecture: Architecture, seed: int) -> Tensor:
@@ -235,13 +288,18 @@ def _initial(name: str, shape: tuple[int, ...], architecture: Architecture, seed
 
 
 def _mark_sharding(model: MegatronModel) -> None:
-    """Tells Megatron which parameters are cut. It does so itself only where it also draws the initial weights, and the
-    gradient norm counts a parameter that is not marked once instead of once per rank."""
+    """Tells Megatron which parameters differ between ranks. It does so itself only where it also draws the initial
+    weights, and the gradient norm counts a parameter that is not marked for the first tensor-parallel rank only."""
     from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 
+    shared = model.runtime.ep_size > 1
     for rule, parameter in model.parameters():
-        if rule.shard_axis is not None and not hasattr(parameter, "tensor_model_parallel"):
-            set_tensor_model_parallel_attributes(parameter, True, rule.shard_axis, 1)
+        axis = 0 if rule.expert is not None and shared else rule.shard_axis
+        if axis is not None and not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, True, axis, 1)
+        if rule.expert is not None and not shared:
+            # Experts that nobody shares are reduced like other weights, which leaves out tensor-parallel ranks.
+            setattr(parameter, "sequence_parallel", model.modules[0].config.sequence_parallel)  # noqa: B010
 
 
 def _use_transformer_engine(backend: AttentionBackend) -> bool:
@@ -258,101 +316,6 @@ def _use_transformer_engine(backend: AttentionBackend) -> bool:
                 why = "Transformer Engine needs a GPU and there is none"
                 raise ConfigError([Problem("model.attention_backend", "te", why, "Set model.attention_backend=torch")])
             return True
-
-
-def _build_module(
-    runtime: MegatronRuntime,
-    architecture: Architecture,
-    settings: ModelConfig,
-    megatron: MegatronConfig,
-    transformer_engine: bool,
-) -> Any:
-    from megatron.core.models.gpt import GPTModel
-
-    config = _transformer_config(architecture, settings, megatron, transformer_engine)
-    scaling = architecture.rope_scaling
-    with cpu_tensors():
-        module = GPTModel(
-            config=config,
-            transformer_layer_spec=_block_spec(config, architecture, transformer_engine),
-            vocab_size=padded_vocab_size(architecture.vocab_size, megatron.tensor_parallel),
-            max_sequence_length=architecture.max_length,
-            pre_process=runtime.is_first_stage,
-            post_process=runtime.is_last_stage,
-            parallel_output=True,
-            share_embeddings_and_output_weights=architecture.tie_embeddings,
-            position_embedding_type="rope",
-            rotary_base=architecture.rope_theta,  # pyright: ignore[reportArgumentType]  (Megatron only computes with it)
-            rope_scaling=scaling is not None,
-            rope_scaling_factor=scaling.factor if scaling else 1.0,
-        )
-    if architecture.value_head and runtime.is_last_stage:
-        module.output_layer = ValueHead(architecture.hidden_size)  # pyright: ignore[reportAttributeAccessIssue]
-    return module
-
-
-def _transformer_config(
-    architecture: Architecture, settings: ModelConfig, megatron: MegatronConfig, transformer_engine: bool
-) -> Any:
-    from megatron.core.transformer import TransformerConfig
-
-    dtype = DTYPES[settings.dtype]
-    return TransformerConfig(
-        num_layers=architecture.num_layers,
-        hidden_size=architecture.hidden_size,
-        num_attention_heads=architecture.num_heads,
-        num_query_groups=architecture.num_kv_heads,
-        kv_channels=architecture.head_dim,
-        ffn_hidden_size=architecture.intermediate_size,
-        layernorm_epsilon=architecture.norm_eps,
-        normalization="RMSNorm",
-        qk_layernorm=architecture.qk_norm,
-        add_bias_linear=False,
-        add_qkv_bias=architecture.qkv_bias,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype is torch.bfloat16,
-        tensor_model_parallel_size=megatron.tensor_parallel,
-        pipeline_model_parallel_size=megatron.pipeline_parallel,
-        context_parallel_size=megatron.context_parallel,
-        sequence_parallel=megatron.sequence_parallel,
-        # Micro-batches differ in length, and pipeline stages must tell each other how much.
-        variable_seq_lengths=megatron.pipeline_parallel > 1,
-        # There are no experts, but Megatron refuses its own default here together with variable lengths.
-        moe_token_dispatcher_type="alltoall",
-        # `initialize` draws the weights; on the CPU buffers must not be asked of a GPU.
-        perform_initialization=False,
-        use_cpu_initialization=not has_gpu(),
-        # Fused kernels of Apex and Transformer Engine.
-        gradient_accumulation_fusion=False,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        masked_softmax_fusion=False,
-        apply_rope_fusion=transformer_engine,
-        persist_layer_norm=transformer_engine,
-    )
-
-
-def _block_spec(config: Any, architecture: Architecture, transformer_engine: bool) -> Any:
-    from megatron.core.models.gpt.gpt_layer_specs import (
-        get_gpt_layer_local_spec,
-        get_gpt_layer_with_transformer_engine_spec,
-    )
-
-    if transformer_engine:
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_norm)
-    from megatron.core.transformer.torch_norm import WrappedTorchNorm
-    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-
-    layer: Any = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
-    layer.submodules.self_attention.submodules.core_attention = PackedAttention
-    # Named here because for the last norm Megatron prefers Apex's or Transformer Engine's wherever one is installed.
-    last_norm: Any = WrappedTorchNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=last_norm)
 
 
 def _rotary(module: Any, position_ids: Tensor) -> Tensor:

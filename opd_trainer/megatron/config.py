@@ -69,7 +69,7 @@ class MegatronConfig:
     pipeline_parallel: int = 1
     """Ranks that share the layers."""
     pipeline_layers: list[int] | None = None
-    """Layers of each pipeline stage; null spreads them evenly. Models of another depth (a teacher) are always spread so."""
+    """Layers of each pipeline stage; null spreads them evenly, like those of a teacher of another depth."""
     context_parallel: int = 1
     """Ranks that share each sequence."""
     expert_parallel: int = 1

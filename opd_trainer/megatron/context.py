@@ -27,7 +27,7 @@ class Share:
         row: i64[T], each token's row among the tokens of its rank.
         mine: bool[T], the tokens of this rank.
         cu_seqlens: i32[C+1], where its stretches start; the padding is one of its own.
-        keys: i64[K], what each stretch attends to, laid end to end, as rows of the L tokens of each rank laid end to end.
+        keys: i64[K], what each stretch attends to, laid end to end; rows count the L tokens of each rank in turn.
         cu_keys: i32[C+1], where the keys of each stretch start.
     """
 

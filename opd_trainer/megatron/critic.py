@@ -75,7 +75,7 @@ class Critic:
         """
         values: list[Tensor] = []
         losses: list[float] = []
-        prepared = (prepare(batch, self.loaded.model.runtime.device) for batch in micro_batches)
+        prepared = (prepare(batch, self.loaded.model.runtime) for batch in micro_batches)
 
         def share(number: int, micro_batch: MicroBatch, output: Tensor | None) -> Tensor:
             live = micro_batch.unknown() if output is None else micro_batch.scatter(output.squeeze(1))

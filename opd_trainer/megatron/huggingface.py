@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 
 from opd_trainer.errors import CheckpointError, ShapeMismatch
 from opd_trainer.megatron.build import MegatronModel, local_rules
@@ -28,6 +29,9 @@ MAX_FILE_BYTES = 4 * 1024**3
 """Size at which `save_hf_folder` starts another safetensors file."""
 
 INDEX = "model.safetensors.index.json"
+
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""Of safetensors, with less than 32 bits."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -82,7 +86,7 @@ def fill(model: MegatronModel, read: Callable[[str], Tensor], wanted: AbstractSe
     Raises:
         ShapeMismatch: a tensor does not have the shape that the architecture asks for.
     """
-    shapes, runtime = hf_shapes(model.architecture), model.runtime
+    shapes = hf_shapes(model.architecture)
     with torch.no_grad():
         for rule, parameter in model.parameters():
             if not set(rule.huggingface) <= wanted:
@@ -94,21 +98,27 @@ def fill(model: MegatronModel, read: Callable[[str], Tensor], wanted: AbstractSe
                         f"{name}: shape {tuple(tensor.shape)}: the model's config asks for {shapes[name]}. "
                         f"Check that weights and config.json are of the same model"
                     )
-            mine = shard(tensors, rule.layout, model.architecture, runtime.tp_rank, runtime.tp_size)
-            parameter.copy_(mine)
+            parameter.copy_(shard(tensors, rule.layout, model.architecture, *model.cut(rule)))
 
 
-def export_hf_weights(model: MegatronModel) -> Iterator[tuple[str, Tensor]]:
+def export_hf_weights(
+    model: MegatronModel, value: Callable[[Tensor], Tensor] = lambda parameter: parameter
+) -> Iterator[tuple[str, Tensor]]:
     """The whole model's tensors under their Hugging Face names, one after the other, in layer order.
 
-    Collective over tensor- and pipeline-parallel ranks: each of them has to exhaust the iterator, and each gets every
-    tensor. A tensor may share memory with the live weights: copy it before the next optimizer step if it is kept.
+    Collective over the ranks that share a replica of the model or its experts: each of them has to exhaust the
+    iterator, and each gets every tensor. A tensor may share memory with the live weights: copy it before the next optimizer step if it is kept.
+
+    Args:
+        model: whose tensors.
+        value: what to export in place of a parameter, on the model's device; called when its turn comes.
     """
     mine = {rule.megatron: model.modules[chunk].get_parameter(name) for rule, name, chunk in local_rules(model)}
     rules = weight_rules(model.architecture)
     owners = _owners(model, set(mine), rules)
     for rule in rules:
-        whole = _whole(model, rule, mine.get(rule.megatron), owners[rule.megatron])
+        parameter = mine.get(rule.megatron)
+        whole = _whole(model, rule, None if parameter is None else value(parameter), owners[rule.megatron])
         yield from zip(rule.huggingface, whole, strict=True)
 
 
@@ -118,30 +128,43 @@ def _owners(model: MegatronModel, mine: set[str], rules: list[WeightRule]) -> di
     if model.runtime.pp_size > 1:
         stages = [set() for _ in range(model.runtime.pp_size)]
         distributed.all_gather_object(stages, mine, group=model.runtime.pp_group)
+    with_layer = {rule.layer: _stage_with(rule, stages) for rule in rules if rule.expert is None}
     return {
-        rule.megatron: next(stage for stage, names in enumerate(stages) if rule.megatron in names) for rule in rules
+        rule.megatron: with_layer[rule.layer] if rule.expert is not None else _stage_with(rule, stages)
+        for rule in rules
     }
+
+
+def _stage_with(rule: WeightRule, stages: list[set[str]]) -> int:
+    return next(stage for stage, names in enumerate(stages) if rule.megatron in names)
 
 
 def _whole(model: MegatronModel, rule: WeightRule, parameter: Tensor | None, owner: int) -> tuple[Tensor, ...]:
     """The Hugging Face tensors of one rule, on each rank."""
     runtime = model.runtime
-    if runtime.pp_rank != owner:
+    if runtime.pp_rank != owner or parameter is None:
         shapes = hf_shapes(model.architecture)
         whole = tuple(torch.empty(shapes[name], dtype=model.dtype, device=runtime.device) for name in rule.huggingface)
     else:
-        assert parameter is not None, "the owner has the parameter"
-        shards = [parameter.detach()]
-        if runtime.tp_size > 1 and rule.layout is not Layout.replicated:
-            shards = [torch.empty_like(shards[0]) for _ in range(runtime.tp_size)]
+        shards, (_, size) = [parameter.detach()], model.cut(rule)
+        if size > 1 and rule.layout is not Layout.replicated:
+            shards = [torch.empty_like(shards[0]) for _ in range(size)]
             distributed.all_gather(shards, parameter.detach().contiguous(), group=runtime.tp_group)
         whole = unshard(shards, rule.layout, model.architecture)
+    if rule.expert is not None and runtime.ep_size > 1 and runtime.pp_rank == owner:
+        assert model.architecture.experts is not None, "rules of experts come with experts"
+        whole = _broadcast(whole, runtime.ep_group, rule.expert * runtime.ep_size // model.architecture.experts.count)
     if runtime.pp_size > 1:
-        source = distributed.get_global_rank(runtime.pp_group, owner)
-        whole = tuple(tensor.contiguous() for tensor in whole)
-        for tensor in whole:
-            distributed.broadcast(tensor, source, group=runtime.pp_group)
+        whole = _broadcast(whole, runtime.pp_group, owner)
     return whole
+
+
+def _broadcast(tensors: tuple[Tensor, ...], group: ProcessGroup, rank: int) -> tuple[Tensor, ...]:
+    """The tensors of one rank of a group, on all of them; those of the others are overwritten."""
+    tensors = tuple(tensor.contiguous() for tensor in tensors)
+    for tensor in tensors:
+        distributed.broadcast(tensor, distributed.get_global_rank(group, rank), group=group)
+    return tensors
 
 
 def describe(model: MegatronModel, folder: Path, tokenizer_from: Path, dtype: torch.dtype | None = None) -> None:
@@ -286,6 +309,21 @@ def tensor_files(folder: Path) -> dict[str, Path]:
             f"Save the model again with transformers' save_pretrained"
         )
     return files
+
+
+def stored_dtypes(folder: Path) -> set[torch.dtype]:
+    """The floating-point dtypes of the tensors of a Hugging Face folder.
+
+    Raises:
+        CheckpointError: there are no safetensors.
+    """
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for path in set(tensor_files(folder).values()):
+        with safe_open(path, framework="pt") as file:
+            found.update(file.get_slice(name).get_dtype() for name in file.keys())
+    return {_DTYPES.get(name, torch.float32) for name in found if "F" in name}
 
 
 def _redundant(name: str, model: MegatronModel) -> bool:

@@ -52,8 +52,8 @@ def _combination_problems(settings: MegatronConfig) -> list[Problem]:
 def stage_layers(num_layers: int, settings: MegatronConfig) -> tuple[int, ...]:
     """Layers of each pipeline stage of a model with `num_layers`.
 
-    Those of `pipeline_layers` if they are as many in all; otherwise spread evenly, the first stages having one more where
-    that does not work out: the last one has the output head.
+    Those of `pipeline_layers` if they are as many in all; otherwise spread evenly. Where that does not work out the
+    first stages have one more, because the last one has the output head.
     """
     wanted = settings.pipeline_layers
     if wanted is not None and sum(wanted) == num_layers:

@@ -1,7 +1,7 @@
 """A micro-batch on its way through a model, and forward-only log-probs.
 
 T = tokens of the micro-batch, M = tokens whose log-prob is wanted: those with mask True. The output head runs on the M
-positions before them only.
+positions before them only; where context-parallel ranks share the tokens, on those of its own rank: m of them.
 """
 
 import dataclasses
@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 
-from opd_trainer.megatron.attention import Packed
+from opd_trainer.megatron.attention import Keys, Packed
 from opd_trainer.megatron.build import MegatronModel
+from opd_trainer.megatron.compat import has_gpu
+from opd_trainer.megatron.context import collect, share, tokens_per_rank
 from opd_trainer.megatron.log_probs import token_log_probs
+from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.types import Scores, TokenBatch
 
 
@@ -24,21 +28,27 @@ class MicroBatch:
 
     Attributes:
         batch: what the controller sent.
-        packed: what a model takes; a single token that nobody asked for when the micro-batch is empty.
+        packed: what a model takes of it on this rank; never empty.
         index: i64[M], the tokens whose log-prob is wanted, in order.
+        mine: i64[m], those of `index` that this rank's model output is about.
+        context_group: the ranks that share the tokens; None when this rank has all of them.
     """
 
     batch: TokenBatch
     packed: Packed
     index: Tensor
+    mine: Tensor
+    context_group: ProcessGroup | None
 
     @property
     def targets(self) -> Tensor:
-        """i64[M], their ids."""
-        return self.batch.tokens[self.index]
+        """i64[m], the ids that this rank's model output is about."""
+        return self.batch.tokens[self.index[self.mine]]
 
     def scatter(self, values: Tensor) -> Tensor:
-        """[M] -> [T], NaN on the other tokens; gradients flow through."""
+        """[m] of each rank -> [T] on every rank, NaN on the other tokens; gradients flow through (see `collect`)."""
+        if self.context_group is not None and len(self.index):
+            values = collect(values, self.mine, len(self.index), self.context_group)
         return self.unknown(values.dtype).index_copy(0, self.index, values)
 
     def unknown(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -61,7 +71,7 @@ class Scoring:
     def __call__(
         self, model: MegatronModel, logits: Tensor, targets: Tensor, *, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy f32[M] of `logits` [M, V / tensor-parallel ranks]."""
+        """Log-probs and entropy f32[m] of `logits` [m, V / tensor-parallel ranks]."""
         return token_log_probs(
             logits,
             targets,
@@ -84,25 +94,55 @@ def on_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
     return batch.replace(**{field.name: moved(getattr(batch, field.name)) for field in dataclasses.fields(batch)})
 
 
-def prepare(batch: TokenBatch, device: torch.device) -> MicroBatch:
-    """Puts a micro-batch on the device and finds the positions that predict its response tokens."""
-    batch = on_device(batch, device)
-    lengths, positions = batch.lengths, batch.positions
-    index = batch.mask.nonzero().squeeze(1)
-    assert not bool((positions[index] == 0).any()), "a response token follows at least one prompt token"
-    tokens = batch.tokens
-    if not len(tokens):
-        # Stages of a pipeline pass something on for every micro-batch, and no model computes zero tokens.
-        tokens = positions = positions.new_zeros(1)
-        lengths = lengths.new_ones(1)
+def prepare(batch: TokenBatch, runtime: MegatronRuntime) -> MicroBatch:
+    """Puts a micro-batch on the device and finds the positions that predict its response tokens.
+
+    Collective over the ranks that share a replica of the model or its experts.
+    """
+    lengths = batch.lengths.cpu()
+    wanted = batch.mask.nonzero().squeeze(1).cpu()
+    ranks = runtime.cp_size
+    part = share(lengths, runtime.cp_rank, ranks, _padded_size(tokens_per_rank(lengths, ranks), runtime))
+    assert not bool((batch.positions.cpu()[wanted] == 0).any()), "a response token follows at least one prompt token"
+    mine = part.mine[wanted - 1].nonzero().squeeze(1)
+    batch = on_device(batch, runtime.device)
+    tokens = part.tokens.to(runtime.device)
+
+    def padded(values: Tensor) -> Tensor:
+        return torch.cat([values[tokens], values.new_zeros(part.size - len(tokens))])
+
+    keys = None
+    if ranks > 1:
+        most = int(part.cu_keys.diff().max())
+        keys = Keys(runtime.cp_group, part.keys.to(runtime.device), part.cu_keys.to(runtime.device), most)
     packed = Packed(
-        tokens=tokens,
-        position_ids=positions,
-        cu_seqlens=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32),
-        max_length=int(lengths.max()),
-        select=index - 1,
+        tokens=padded(batch.tokens),
+        position_ids=padded(batch.positions),
+        cu_seqlens=part.cu_seqlens.to(runtime.device),
+        max_length=int(part.cu_seqlens.diff().max()),
+        select=part.row[wanted[mine] - 1].to(runtime.device),
+        keys=keys,
     )
-    return MicroBatch(batch, packed, index)
+    group = runtime.cp_group if ranks > 1 else None
+    return MicroBatch(batch, packed, wanted.to(runtime.device), mine.to(runtime.device), group)
+
+
+def _padded_size(tokens: int, runtime: MegatronRuntime) -> int:
+    """How many tokens every rank that takes part computes: at least one, because no model computes none."""
+    multiple = runtime.tp_size if runtime.settings.sequence_parallel else 1
+    size = -(-max(1, tokens) // multiple) * multiple
+    if runtime.ep_size > 1 and not has_gpu():
+        # Without a GPU experts gather the tokens of all ranks, and a gathering takes as many from each.
+        most = torch.tensor(size)
+        distributed.all_reduce(most, distributed.ReduceOp.MAX, group=runtime.ep_group)
+        size = int(most)
+    return size
+
+
+def is_idle(model: MegatronModel, micro_batch: MicroBatch) -> bool:
+    """Whether a model need not run: nothing is wanted, and no stage waits for activations, no expert for tokens."""
+    runtime = model.runtime
+    return not len(micro_batch.index) and runtime.pp_size == 1 and runtime.ep_size == 1
 
 
 def score(model: MegatronModel, micro_batch: MicroBatch, scoring: Scoring) -> Tensor:
@@ -118,7 +158,7 @@ def forward_only(model: MegatronModel, micro_batch: MicroBatch, read: Callable[[
     """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    if not len(micro_batch.index):
+    if is_idle(model, micro_batch):
         return micro_batch.unknown()
 
     def forward_step(data: Iterator[Packed], _module: Any) -> tuple[Tensor, Any]:

@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Norm(nn.RMSNorm):
-    """torch's RMSNorm as Megatron's layer spec wants it; unlike Megatron's own wrapper it may see a part of the tokens."""
+    """torch's RMSNorm as Megatron's layer spec wants it; unlike Megatron's wrapper it allows sequence parallelism."""
 
     def __init__(self, config: Any, hidden_size: int, eps: float, **_unused: Any) -> None:
         """Without values: `opd_trainer.megatron.build` sets the weights of all modules.

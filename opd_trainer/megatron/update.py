@@ -54,8 +54,13 @@ class Outcome:
     teacher_s: float = 0.0
 
 
-def score_inline(teachers: Mapping[str, InlineTeacher], batch: TokenBatch) -> TokenBatch:
+def score_inline(teachers: Mapping[str, InlineTeacher], batch: TokenBatch, *, all_asked: bool) -> TokenBatch:
     """Fills in the teacher's log-probs of the sequences whose teacher is one of `teachers` and that have none yet.
+
+    Args:
+        teachers: by name.
+        batch: a micro-batch.
+        all_asked: whether teachers that have nothing to score take part too: other ranks may wait for them.
 
     Returns:
         The batch with `teacher` set: NaN where no teacher scored.
@@ -71,7 +76,7 @@ def score_inline(teachers: Mapping[str, InlineTeacher], batch: TokenBatch) -> To
         mine = torch.zeros(batch.num_sequences, dtype=torch.bool, device=log_probs.device)
         mine[theirs] = True
         wanted = missing & mine[batch.seq]
-        if not bool(wanted.any()):
+        if not all_asked and not bool(wanted.any()):
             continue
         # The whole micro-batch when it is all theirs, so that teacher and student compute the same shapes.
         part = batch.replace(mask=wanted)
@@ -111,8 +116,7 @@ class ForwardBackward:
             TrainingDiverged: the loss of a micro-batch is not finite.
         """
         outcome = Outcome()
-        device = self.model.runtime.device
-        prepared = (prepare(batch, device) for batch in micro_batches)
+        prepared = (prepare(batch, self.model.runtime) for batch in micro_batches)
         scored = (self._with_teacher(micro_batch, outcome) for micro_batch in prepared)
 
         def share(number: int, micro_batch: MicroBatch, logits: Tensor | None) -> Tensor:
@@ -129,7 +133,7 @@ class ForwardBackward:
         if not self.teachers:
             return micro_batch
         watch = Stopwatch(self.model.runtime.device)
-        batch = score_inline(self.teachers, micro_batch.batch)
+        batch = score_inline(self.teachers, micro_batch.batch, all_asked=self.model.runtime.ep_size > 1)
         assert batch.teacher is not None
         outcome.teacher.append(batch.teacher.log_probs.cpu())
         outcome.teacher_s += watch.lap()

@@ -84,7 +84,7 @@ class MegatronWorker:
         return Place(
             dp_rank=runtime.dp_rank,
             dp_size=runtime.dp_size,
-            reports=runtime.is_last_stage and runtime.tp_rank == 0,
+            reports=runtime.is_last_stage and runtime.tp_rank == 0 and runtime.cp_rank == 0,
         )
 
     def update(self, micro_batches: Sequence[TokenBatch], loss: TokenLoss) -> RankUpdate:
@@ -141,7 +141,7 @@ class MegatronWorker:
         return [self._score(batch, model) for batch in micro_batches]
 
     def _score(self, batch: TokenBatch, model: str) -> Tensor:
-        prepared = prepare(batch, self._runtime.device)
+        prepared = prepare(batch, self._runtime)
         if model == "student":
             return score(_started(self._student).model, prepared, self._scoring).cpu()
         if model == "reference" and self._reference is not None:
@@ -152,7 +152,8 @@ class MegatronWorker:
         if kind == "teacher" and (name in self._teachers or not name):
             teachers = {name: self._teachers[name]} if name else self._teachers
             names = (name,) * batch.num_sequences if name else batch.teacher_name
-            scored = score_inline(teachers, prepared.batch.replace(teacher=None, teacher_name=names)).teacher
+            asked = prepared.batch.replace(teacher=None, teacher_name=names)
+            scored = score_inline(teachers, asked, all_asked=self._runtime.ep_size > 1).teacher
             assert scored is not None
             return scored.log_probs.cpu()
         raise self._unknown(model)

@@ -10,6 +10,7 @@ class Family(StrEnum):
     llama = auto()
     qwen2 = auto()
     qwen3 = auto()
+    qwen3_moe = auto()
 
 
 class AttentionBackend(StrEnum):
@@ -31,11 +32,25 @@ class Dtype(StrEnum):
 
 
 @dataclass(slots=True)
+class ExpertsConfig:
+    """The experts in each layer of a mixture of experts trained from scratch."""
+
+    count: int = 8
+    """Experts of a layer."""
+    per_token: int = 2
+    """Experts that compute a token: those with the largest router probabilities."""
+    intermediate_size: int = 96
+    """Width of an expert's SwiGLU hidden layer."""
+    normalize: bool = True
+    """Whether the probabilities of a token's experts are divided by their sum."""
+
+
+@dataclass(slots=True)
 class ArchitectureConfig:
     """The shape of a model trained from scratch; a loaded model brings its own."""
 
     family: Family = Family.qwen3
-    """Model family: llama, qwen2 (also Qwen2.5) or qwen3 (dense)."""
+    """Model family: llama, qwen2 (also Qwen2.5), qwen3 (dense) or qwen3_moe (mixture of experts)."""
     hidden_size: int = 128
     """Width of the residual stream."""
     num_layers: int = 4
@@ -47,7 +62,9 @@ class ArchitectureConfig:
     head_dim: int = 32
     """Width of one head."""
     intermediate_size: int = 384
-    """Width of the SwiGLU hidden layer."""
+    """Width of the SwiGLU hidden layer of a dense family."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    """Of family qwen3_moe."""
     rope_theta: float = 10000.0
     """Base of the rotary embedding."""
     max_length: int = 256
@@ -61,11 +78,12 @@ class ModelConfig:
     """A model: where its weights and tokenizer come from and how it computes."""
 
     load: str | None = None
-    """Hugging Face folder or Megatron torch_dist checkpoint with the weights; null trains `architecture` from scratch."""
+    """Hugging Face folder or Megatron checkpoint (ours, Megatron-LM's, slime's; torch_dist or torch) with the weights; null
+    trains `architecture` from scratch."""
     ckpt_step: int | None = None
     """Step to load from a directory of checkpoints; null takes the latest."""
     huggingface: str | None = None
-    """Folder with config.json and tokenizer when `load` holds neither (a torch_dist checkpoint)."""
+    """Folder with config.json and tokenizer when `load` holds neither (a Megatron checkpoint that is not ours)."""
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     """The shape when there is nothing to load."""
     attention_backend: AttentionBackend = AttentionBackend.auto

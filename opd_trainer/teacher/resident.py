@@ -66,7 +66,7 @@ class ResidentTeacher:
         """
         if want not in self.signals:
             raise TeacherError(f"a resident teacher gives {', '.join(self.signals)}, not {want}")
-        return self.frozen.score(prepare(micro_batch, self.frozen.model.runtime.device))
+        return self.frozen.score(prepare(micro_batch, self.frozen.model.runtime))
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """See `InlineTeacher`."""

@@ -15,6 +15,7 @@ SHAPE_FIELDS = (
     "num_kv_heads",
     "head_dim",
     "intermediate_size",
+    "experts",
     "vocab_size",
     "tie_embeddings",
     "qkv_bias",

@@ -8,7 +8,6 @@ from opd_trainer.megatron.attention import LONGEST_TO_SHORTEST, attention_input,
 from opd_trainer.model.config import Family
 from tests.megatron.models import build, pack, sequences, started, tiny
 
-
 CPU = torch.device("cpu")
 
 
@@ -20,7 +19,7 @@ def plan(lengths):
     return found.blocks, slots
 
 
-def attend(query, key, value, blocks, slots, scale=None):
+def attend(query, key, value, blocks, slots, *, scale=None):
     return padded_attention(query, key, value, blocks=blocks, query_slots=slots, key_slots=slots, scale=scale)
 
 
@@ -68,8 +67,8 @@ def test_scale_is_used():
     blocks, slots = plan([4])
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 4, 2, 8)
-    plain = attend(query * 0.5, key, value, blocks, slots, 8**-0.5)
-    scaled = attend(query, key, value, blocks, slots, 0.5 * 8**-0.5)
+    plain = attend(query * 0.5, key, value, blocks, slots, scale=8**-0.5)
+    scaled = attend(query, key, value, blocks, slots, scale=0.5 * 8**-0.5)
     assert torch.allclose(plain, scaled, atol=1e-6)
     assert not torch.allclose(plain, attend(query, key, value, blocks, slots))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from opd_trainer.errors import CheckpointError
+from opd_trainer.megatron.families.experts import Experts, experts_from_hf, experts_to_hf
 
 
 class Layout(StrEnum):
@@ -46,7 +47,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """The shape of a dense decoder, complete enough to build it and to write its Hugging Face config.
+    """The shape of a decoder, complete enough to build it and to write its Hugging Face config.
 
     Attributes:
         family: name of the family.
@@ -55,7 +56,8 @@ class Architecture:
         num_heads: query heads.
         num_kv_heads: key/value heads.
         head_dim: width of one head.
-        intermediate_size: width of the SwiGLU hidden layer.
+        intermediate_size: width of the SwiGLU hidden layer; a mixture of experts does not use it.
+        experts: of every layer; None where the layers are dense.
         vocab_size: rows of the embedding, before any padding.
         rope_theta: base of the rotary embedding.
         rope_scaling: rescaling of the rotary frequencies; None for none.
@@ -74,6 +76,7 @@ class Architecture:
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
+    experts: Experts | None
     vocab_size: int
     rope_theta: float
     rope_scaling: RopeScaling | None
@@ -98,24 +101,26 @@ class WeightRule:
         huggingface: names of the tensors, in the order that `layout` expects.
         layout: how they are combined and cut.
         layer: the layer that it belongs to; None outside of the layers.
+        expert: the expert that it belongs to; None outside of the experts. Tensor-parallel ranks do not cut experts.
     """
 
     megatron: str
     huggingface: tuple[str, ...]
     layout: Layout
     layer: int | None = None
+    expert: int | None = None
 
     @property
     def shard_axis(self) -> int | None:
-        """The axis that tensor-parallel ranks share; None when each has all of it."""
-        if self.layout is Layout.replicated:
+        """The axis that tensor-parallel ranks share; None when each has all of it, or none."""
+        if self.layout is Layout.replicated or self.expert is not None:
             return None
         return 1 if self.layout is Layout.columns else 0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """What distinguishes one family of dense decoders from another.
+    """What distinguishes one family of decoders from another.
 
     Attributes:
         name: as in `model.architecture.family`.
@@ -123,6 +128,7 @@ class ModelFamily:
         causal_lm: its class in transformers.
         qkv_bias: whether its q, k and v projections have biases.
         qk_norm: whether it normalises queries and keys.
+        has_experts: whether its feed-forward layers are mixtures of experts.
         refused: config keys with the only value that we build, e.g. ``{"attention_bias": False}``.
     """
 
@@ -131,6 +137,7 @@ class ModelFamily:
     causal_lm: str
     qkv_bias: bool
     qk_norm: bool
+    has_experts: bool
     refused: Mapping[str, Any]
 
     @property
@@ -164,6 +171,7 @@ class ModelFamily:
             num_kv_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
             intermediate_size=config["intermediate_size"],
+            experts=experts_from_hf(config) if self.has_experts else None,
             vocab_size=config["vocab_size"],
             rope_theta=theta,
             rope_scaling=scaling,
@@ -200,6 +208,7 @@ class ModelFamily:
             "hidden_act": "silu",
             "attention_dropout": 0.0,
             **self.refused,
+            **(experts_to_hf(architecture.experts) if architecture.experts else {}),
             **(value_head if architecture.value_head else {}),
         }
 
@@ -267,12 +276,25 @@ def _layer_rules(architecture: Architecture, layer: int) -> list[WeightRule]:
         for name in ("q", "k"):
             source = f"self_attn.{name}_norm.weight"
             rules.append(rule(f"self_attention.{name}_layernorm.weight", [source], Layout.replicated))
-    return [
-        *rules,
+    rules += [
         rule("self_attention.linear_proj.weight", ["self_attn.o_proj.weight"], Layout.columns),
         rule("pre_mlp_layernorm.weight", ["post_attention_layernorm.weight"], Layout.replicated),
-        rule("mlp.linear_fc1.weight", ["mlp.gate_proj.weight", "mlp.up_proj.weight"], Layout.gate_up),
-        rule("mlp.linear_fc2.weight", ["mlp.down_proj.weight"], Layout.columns),
+    ]
+    if architecture.experts is None:
+        return rules + _mlp_rules(f"{megatron}mlp.", f"{hf}mlp.", layer)
+    rules.append(rule("mlp.router.weight", ["mlp.gate.weight"], Layout.replicated))
+    for expert in range(architecture.experts.count):
+        rules += _mlp_rules(
+            f"{megatron}mlp.experts.local_experts.{expert}.", f"{hf}mlp.experts.{expert}.", layer, expert
+        )
+    return rules
+
+
+def _mlp_rules(megatron: str, hf: str, layer: int, expert: int | None = None) -> list[WeightRule]:
+    gate_up = (f"{hf}gate_proj.weight", f"{hf}up_proj.weight")
+    return [
+        WeightRule(f"{megatron}linear_fc1.weight", gate_up, Layout.gate_up, layer, expert),
+        WeightRule(f"{megatron}linear_fc2.weight", (f"{hf}down_proj.weight",), Layout.columns, layer, expert),
     ]
 
 
@@ -280,7 +302,8 @@ def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of the model under its Hugging Face name."""
     embedding = (architecture.vocab_size, architecture.hidden_size)
     queries, keys = architecture.num_heads * architecture.head_dim, architecture.num_kv_heads * architecture.head_dim
-    hidden, feed_forward = architecture.hidden_size, architecture.intermediate_size
+    hidden, experts = architecture.hidden_size, architecture.experts
+    feed_forward = architecture.intermediate_size if experts is None else experts.intermediate_size
     by_suffix = {
         "embed_tokens.weight": embedding,
         LM_HEAD: embedding,
@@ -295,6 +318,7 @@ def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         "gate_proj.weight": (feed_forward, hidden),
         "up_proj.weight": (feed_forward, hidden),
         "down_proj.weight": (hidden, feed_forward),
+        "gate.weight": (0 if experts is None else experts.count, hidden),
         "q_norm.weight": (architecture.head_dim,),
         "k_norm.weight": (architecture.head_dim,),
     }
@@ -303,14 +327,14 @@ def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def shard(tensors: Sequence[Tensor], layout: Layout, architecture: Architecture, rank: int, size: int) -> Tensor:
-    """The part of a Megatron parameter that tensor-parallel rank `rank` of `size` holds.
+    """The part of a Megatron parameter that rank `rank` of the `size` that share it holds.
 
     Args:
         tensors: the whole Hugging Face tensors of the rule, in its order.
         layout: of the rule.
         architecture: gives the heads.
-        rank: tensor-parallel rank.
-        size: tensor-parallel ranks.
+        rank: tensor-parallel rank; 0 for an expert.
+        size: tensor-parallel ranks; 1 for an expert.
     """
     match layout:
         case Layout.replicated:
@@ -326,7 +350,7 @@ def shard(tensors: Sequence[Tensor], layout: Layout, architecture: Architecture,
 
 
 def unshard(shards: Sequence[Tensor], layout: Layout, architecture: Architecture) -> tuple[Tensor, ...]:
-    """The inverse of `shard`: whole Hugging Face tensors from the shards of all tensor-parallel ranks."""
+    """The inverse of `shard`: whole Hugging Face tensors from the shards of all ranks."""
     match layout:
         case Layout.replicated:
             return (shards[0],)

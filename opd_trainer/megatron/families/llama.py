@@ -8,5 +8,6 @@ LLAMA = ModelFamily(
     causal_lm="LlamaForCausalLM",
     qkv_bias=False,
     qk_norm=False,
+    has_experts=False,
     refused={"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"},
 )

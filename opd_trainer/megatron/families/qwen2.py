@@ -8,5 +8,6 @@ QWEN2 = ModelFamily(
     causal_lm="Qwen2ForCausalLM",
     qkv_bias=True,
     qk_norm=False,
+    has_experts=False,
     refused={"use_sliding_window": False, "hidden_act": "silu"},
 )

@@ -8,5 +8,6 @@ QWEN3 = ModelFamily(
     causal_lm="Qwen3ForCausalLM",
     qkv_bias=False,
     qk_norm=True,
+    has_experts=False,
     refused={"attention_bias": False, "use_sliding_window": False, "hidden_act": "silu"},
 )

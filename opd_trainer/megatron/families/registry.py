@@ -5,12 +5,19 @@ from typing import Any
 
 from opd_trainer.errors import CheckpointError
 from opd_trainer.megatron.families.base import Architecture, ModelFamily
+from opd_trainer.megatron.families.experts import Experts
 from opd_trainer.megatron.families.llama import LLAMA
 from opd_trainer.megatron.families.qwen2 import QWEN2
 from opd_trainer.megatron.families.qwen3 import QWEN3
-from opd_trainer.model.config import ArchitectureConfig, Family
+from opd_trainer.megatron.families.qwen3_moe import QWEN3_MOE
+from opd_trainer.model.config import ArchitectureConfig, ExpertsConfig, Family
 
-FAMILIES: Mapping[Family, ModelFamily] = {Family.llama: LLAMA, Family.qwen2: QWEN2, Family.qwen3: QWEN3}
+FAMILIES: Mapping[Family, ModelFamily] = {
+    Family.llama: LLAMA,
+    Family.qwen2: QWEN2,
+    Family.qwen3: QWEN3,
+    Family.qwen3_moe: QWEN3_MOE,
+}
 
 
 def architecture_from_hf(config: Mapping[str, Any]) -> Architecture:
@@ -41,6 +48,7 @@ def architecture_from_config(config: ArchitectureConfig, vocab_size: int) -> Arc
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         intermediate_size=config.intermediate_size,
+        experts=_experts(config.experts) if family.has_experts else None,
         vocab_size=vocab_size,
         rope_theta=config.rope_theta,
         rope_scaling=None,
@@ -49,6 +57,15 @@ def architecture_from_config(config: ArchitectureConfig, vocab_size: int) -> Arc
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
         max_length=config.max_length,
+    )
+
+
+def _experts(config: ExpertsConfig) -> Experts:
+    return Experts(
+        count=config.count,
+        per_token=config.per_token,
+        intermediate_size=config.intermediate_size,
+        normalize=config.normalize,
     )
 
 
