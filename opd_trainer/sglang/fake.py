@@ -1,8 +1,8 @@
 """A server that speaks SGLang's protocol without SGLang: for tests, for trying things out, and for failures on demand.
 
 `python -m opd_trainer.sglang.fake --model-path FOLDER --port PORT` serves a small Hugging Face folder on CPU, one
-request at a time; `table:<vocabulary>:<seed>` in place of the folder is a random table. SGLang's other flags are accepted and
-ignored. A recorded conversation of the real server is checked against this one.
+request at a time; `table:<vocabulary>:<seed>` in place of the folder is a random table. SGLang's other flags are
+accepted and ignored. A recorded conversation of the real server is checked against this one.
 """
 
 import argparse
@@ -31,6 +31,10 @@ OLD_VERSION = "0.5.3"
 
 class Refused(Exception):
     """A request that SGLang answers with 400."""
+
+
+class Crashed(Exception):
+    """A request that SGLang 0.5.23 dies of: a token id beyond the vocabulary."""
 
 
 @dataclass(slots=True)
@@ -92,6 +96,9 @@ def application(state: FakeState) -> web.Application:
             answer = await _generate(state, body)
         except Refused as error:
             return web.json_response({"error": {"message": str(error)}}, status=400)
+        except Crashed:
+            state.restart()
+            answer, fault, seconds = {}, Fault.reset, 0.0
         return await respond(request, lambda: answer, fault, seconds)
 
     async def inject(request: web.Request) -> web.Response:
@@ -118,7 +125,12 @@ def application(state: FakeState) -> web.Application:
     app.router.add_post("/fake/fault", inject)
     for path, action in {**_CONTROLS, **(_SESSIONS if state.sessions else {})}.items():
         control(path, action)
+    app.router.add_route("*", "/{rest:.*}", _not_found)
     return app
+
+
+async def _not_found(request: web.Request) -> web.Response:
+    return web.json_response({"detail": "Not Found"}, status=404)
 
 
 async def _generate(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
@@ -153,9 +165,8 @@ async def _generate(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
 def _check(model: FakeModel, tokens: list[int], body: dict[str, Any], sampling: dict[str, Any]) -> None:
     if not tokens:
         raise Refused("input_ids cannot be empty.")
-    wrong = next((token for token in tokens if not 0 <= token < model.vocab_size), None)
-    if wrong is not None:
-        raise Refused(f"input_ids contains {wrong}; valid range is [0, {model.vocab_size}).")
+    if any(not 0 <= token < model.vocab_size for token in tokens):
+        raise Crashed
     limit = model.max_length
     if len(tokens) >= limit:
         raise Refused(f"The input ({len(tokens)} tokens) is longer than the model's context length ({limit} tokens).")

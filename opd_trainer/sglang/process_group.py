@@ -17,11 +17,12 @@ def join(backend: str, address: str, port: int, *, rank: int, size: int, name: s
     """
     from torch.distributed import distributed_c10d
 
-    # Parts of torch's that it does not export.
+    # Parts of torch that are there, but not declared.
     c10d: Any = distributed_c10d
+    stores: Any = dist
     timeout = timedelta(seconds=timeout_s)
-    store = c10d.TCPStore(address, port, size, is_master=rank == 0, timeout=timeout)
-    prefixed = c10d.PrefixStore(name, store)
+    store = stores.TCPStore(address, port, size, is_master=rank == 0, timeout=timeout)
+    prefixed = stores.PrefixStore(name, store)
     group, _ = c10d._new_process_group_helper(
         size, rank, [], c10d.Backend(backend), prefixed, group_name=name, timeout=timeout
     )

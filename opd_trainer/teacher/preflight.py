@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_trainer.errors import CheckpointError, PreflightError, Problem
+from opd_trainer.model.folder import load_config
 from opd_trainer.model.identity import ModelProfile, check_compatible, profile, remarks
 from opd_trainer.sglang.client import SglangClient
 from opd_trainer.sglang.endpoints import Endpoint
@@ -131,11 +132,19 @@ def _compare(student: ModelProfile, path: str, problems: list[Problem]) -> tuple
     """Tokenizer, special ids and template, where the served folder can be read from here."""
     folder = Path(path)
     if not folder.is_dir():
-        return (f"{path} cannot be read from here: its tokenizer was not compared with the student's",)
+        return (f"{path} cannot be read from here: its vocabulary was not compared with the student's",)
     try:
         teacher = profile(folder, folder)
     except CheckpointError as error:
         return (f"the tokenizer was not compared with the student's: {error}",)
+    # Asked of the folder and not of the server: SGLang 0.5.23 dies of a token id beyond its vocabulary.
+    rows, needed = int(load_config(folder)["vocab_size"]), student.identity.vocab_size
+    if rows < needed:
+        what, why = (
+            f"a vocabulary of {rows}, the student's has {needed}",
+            "its server would die of the student's tokens",
+        )
+        problems.append(Problem(KEY, what, why, "Use a teacher of the student's family"))
     problems += check_compatible(KEY, student, teacher)
     return tuple(remarks(student.identity, teacher.identity))
 
@@ -143,9 +152,8 @@ def _compare(student: ModelProfile, path: str, problems: list[Problem]) -> tuple
 async def _probe(
     client: SglangClient, config: ServerTeacher, student: Student, problems: list[Problem]
 ) -> tuple[float, bool]:
-    """Scores the probes and the student's last token id; mean log-prob, and whether temperature is ignored."""
+    """Scores the probes: mean log-prob, and whether temperature is ignored."""
     vocab_size = student.profile.identity.vocab_size
-    problems += await _vocabulary(client, vocab_size)
     values: list[float] = []
     same = True
     try:
@@ -178,16 +186,6 @@ async def _probe(
             )
         )
     return mean, same
-
-
-async def _vocabulary(client: SglangClient, vocab_size: int) -> list[Problem]:
-    tokens = [0, vocab_size - 1]
-    try:
-        await client.generate(score_body(tokens, 1), lambda answer: read_scored(answer, tokens[1:]))
-    except RequestFailed as error:
-        what = f"the student's last token id {vocab_size - 1} could not be scored ({error})"
-        return [Problem(KEY, what, "the teacher's vocabulary is another one", "Use a teacher of the student's family")]
-    return []
 
 
 async def _log_probs(client: SglangClient, tokens: Sequence[int], temperature: float) -> list[float]:

@@ -80,6 +80,7 @@ class SglangTeacher:
         """
         if sample.prompt.teacher != self._name:
             return sample
+        sample = sample.replace(teacher_temperature=self.temperature)
         if len(sample.response) == 0:
             return sample.replace(teacher_log_probs=torch.empty(0), teacher_topk=_no_candidates(self._top_k))
         prompt, response = sample.prompt.tokens.tolist(), sample.response.tolist()

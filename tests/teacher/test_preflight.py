@@ -1,0 +1,110 @@
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from opd_trainer.errors import PreflightError
+from opd_trainer.model.identity import profile
+from opd_trainer.sglang.fake_model import TableModel
+from opd_trainer.sglang.fleet import Fleet
+from opd_trainer.teacher.config import SglangExternalTeacher
+from opd_trainer.teacher.preflight import ServerFacts, Student
+from opd_trainer.teacher.sglang import SglangTeacher
+from tests.sglang.models import save_tiny
+from tests.sglang.serving import fake
+
+Result = TypeVar("Result")
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    return asyncio.run(asyncio.wait_for(work, 60))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("student"), 1)
+
+
+class Knowing(TableModel):
+    """Is almost sure that token 5 follows 5."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.table[5, 5] = 20.0
+
+
+def student(folder: Path, **changes: Any) -> Student:
+    settings = {"profile": profile(folder, folder), "probes": [[5, 5, 5, 5]], "max_tokens": 100, "temperature": 1.0}
+    return Student(**{**settings, **changes})
+
+
+async def examined(who: Student, urls: list[str] | None = None, **state: Any) -> tuple[ServerFacts, float]:
+    async with fake(**{"make_model": Knowing, **state}) as server:
+        config = SglangExternalTeacher(timeout_s=5.0, attempts=1)
+        teacher = SglangTeacher(config, Fleet(urls or [server.url]), who)
+        await teacher.start()
+        try:
+            return await teacher.preflight(), teacher.temperature
+        finally:
+            await teacher.close()
+
+
+def test_a_good_teacher(folder: Path) -> None:
+    facts, temperature = run(examined(student(folder), model_path=str(folder)))
+    assert facts.max_length == 4096
+    assert facts.ignores_temperature
+    assert facts.mean_log_prob > -0.1
+    assert temperature == 1.0
+
+
+def test_a_server_that_honours_temperature_is_asked_at_the_students(folder: Path) -> None:
+    facts, temperature = run(
+        examined(student(folder, temperature=0.7, probes=[[5, 5, 9, 8]]), honour_temperature=True, make_model=Sharp)
+    )
+    assert not facts.ignores_temperature
+    assert temperature == 0.7
+
+
+class Sharp(TableModel):
+    """Surely 5 after 5, else anything; not so sure that a temperature would not show."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.table[5, 5], self.table[5, 9], self.table[9, 8] = 6.0, 6.5, 6.0
+
+
+def test_everything_wrong_is_reported_together(folder: Path) -> None:
+    bad = student(folder, max_tokens=4096, temperature=0.7, probes=[[3, 4, 9, 8]])
+    with pytest.raises(PreflightError) as caught:
+        run(examined(bad, make_model=Uniform))
+    message = str(caught.value)
+    for part in ("3 problems", "context of 4096 tokens", "rollout.temperature: 0.7", "uniform guess"):
+        assert part in message
+
+
+class Uniform(TableModel):
+    """A teacher whose weights were lost."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.table.zero_()
+
+
+def test_an_unreachable_server(folder: Path) -> None:
+    with pytest.raises(PreflightError, match=r"teacher.url: http://127.0.0.1:9 does not answer"):
+        run(examined(student(folder), ["http://127.0.0.1:9"]))
+
+
+def test_an_older_server_with_older_names_is_understood(folder: Path) -> None:
+    assert run(examined(student(folder), sessions=False))[0].max_length == 4096
+
+
+def test_a_smaller_vocabulary_is_refused_without_sending_its_tokens(folder: Path, tmp_path: Path) -> None:
+    """SGLang dies of a token id that it does not have; the folder tells beforehand."""
+    small = save_tiny(tmp_path / "small", 1)
+    config = (small / "config.json").read_text().replace('"vocab_size": 64', '"vocab_size": 8')
+    (small / "config.json").write_text(config)
+    with pytest.raises(PreflightError, match="a vocabulary of 8"):
+        run(examined(student(folder), model_path=str(small)))
