@@ -67,6 +67,7 @@ class Controller:
                         batch = self.objective.assign(await self.score_missing(batch))
                         for minibatch in self.objective.minibatches(batch):
                             result = await self.learner.update(minibatch, self.objective.loss())
+                            log.updated(result)
                             log.add(self.objective.metrics(minibatch, result))
                     with log.time("sync"):
                         await self.engine.load(self.learner.weights(version=step + 1))

@@ -9,7 +9,7 @@ from opd_trainer.metrics import Metrics
 from opd_trainer.tracking.sink import Sink, StepRecord
 from opd_trainer.tracking.summary import Evaluated, Results, Summary
 from opd_trainer.tracking.wall_time import Phase, WallTime
-from opd_trainer.types import Sample
+from opd_trainer.types import Sample, UpdateResult
 
 
 class StepLog:
@@ -21,6 +21,7 @@ class StepLog:
         self._wall = wall
         self._start = wall.clock()
         self._before = dict(wall.phases)
+        self._num_tokens = 0
 
     def add(self, metrics: Metrics | Mapping[str, float]) -> None:
         """Adds metrics; a name that is there already is averaged (see `Metrics`)."""
@@ -34,6 +35,15 @@ class StepLog:
         """Counts seconds, measured elsewhere and contained in those of a surrounding `time`, as `phase`."""
         self._wall.book(Phase(phase), seconds)
 
+    def updated(self, result: UpdateResult) -> None:
+        """Tells where the time of an optimizer step went, and how its tokens were packed."""
+        self.book(Phase.teacher, result.seconds["teacher"])
+        self._num_tokens += len(result.log_probs)
+        self.metrics.put("perf/packing_efficiency", result.packing_efficiency)
+        self.metrics.put("perf/micro_batches", result.num_micro_batches)
+        if result.peak_memory_bytes:
+            self.metrics.put("perf/peak_memory_gib", result.peak_memory_bytes / 2**30)
+
     def samples(self, samples: Sequence[Sample]) -> None:
         """Shows samples of the step; how many are kept is the sinks' affair."""
         self.shown.extend(samples)
@@ -45,6 +55,8 @@ class StepLog:
             if spent := seconds - self._before[phase]:
                 values[phase.metric] = spent
         values["perf/step_time"] = self._wall.clock() - self._start
+        if self._num_tokens:
+            values["perf/tokens_per_s"] = self._num_tokens / values["perf/step_time"]
         return StepRecord(step=step, values=values, samples=tuple(self.shown), results=results)
 
 
