@@ -5,7 +5,6 @@ be loaded as a model without anything else.
 """
 
 import contextlib
-import copy
 import random
 import warnings
 from collections.abc import Iterator
@@ -18,13 +17,11 @@ from opd_trainer.errors import CheckpointError
 from opd_trainer.megatron.build import MegatronModel
 from opd_trainer.megatron.compat import cpu_tensors, inline_checkpoint_writer
 from opd_trainer.megatron.optimizer import Optimizer
+from opd_trainer.megatron.optimizer_state import copy_of, set_state, sharded_state, wanted_state
 from opd_trainer.megatron.runtime import MegatronRuntime
 
 FORMAT = "torch_dist"
 HEAD = "output_layer."
-
-_OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-"""The one format of the sharded optimizer that restores every element and fits any parallel layout."""
 
 
 def save(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None:
@@ -32,7 +29,16 @@ def save(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None:
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
-    state = _training_state(model, optimizer, is_loading=False)
+    weights = _model_state(model)
+    with cpu_tensors():
+        optimizer_state = sharded_state(optimizer, weights)
+    state = {
+        "model": weights,
+        "optimizer": optimizer_state,
+        "num_steps": optimizer.num_steps,
+        "world_size": model.runtime.world_size,
+        "rng": _rng_state(model.runtime),
+    }
     strategy = TorchDistSaveShardedStrategy(FORMAT, 1, thread_count=1)
     with _quietly(), inline_checkpoint_writer():
         dist_checkpointing.save(state, str(directory), strategy)
@@ -44,16 +50,19 @@ def restore(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None
     Raises:
         CheckpointError: `directory` holds no training state of this model.
     """
-    _init_adam(optimizer)
-    wanted = _training_state(model, optimizer, is_loading=True)
+    weights = _model_state(model)
+    with cpu_tensors():
+        optimizer_state = wanted_state(optimizer, weights, _tensors(directory).keys())
+    wanted_before, wanted = copy_of(optimizer_state), {"model": weights}
     same_layout = _load_common(directory)["world_size"] == model.runtime.world_size
-    if not same_layout:
-        del wanted["rng"]
+    if same_layout:
+        wanted["rng"] = _rng_state(model.runtime)
     state = _load(directory, wanted)
     _set_weights(model, state["model"])
+    # On its own, because a tensor of the checkpoint may be the weight and the main parameter of it.
+    loaded = _load(directory, {"optimizer": optimizer_state})
     with cpu_tensors():
-        _set_optimizer(optimizer, state["optimizer"])
-    optimizer.num_steps = state["num_steps"]
+        set_state(optimizer, wanted_before, loaded["optimizer"], loaded["num_steps"])
     if same_layout:
         _set_rng(state["rng"])
 
@@ -82,21 +91,6 @@ def _model_state(model: MegatronModel) -> dict[str, Any]:
     (module,) = model.modules
     with cpu_tensors():
         return module.sharded_state_dict(prefix="model.")
-
-
-def _training_state(model: MegatronModel, optimizer: Optimizer, *, is_loading: bool) -> dict[str, Any]:
-    weights = _model_state(model)
-    with cpu_tensors():
-        optimizer_state = optimizer.megatron.sharded_state_dict(
-            copy.copy(weights), is_loading=is_loading, metadata=_OPTIMIZER_METADATA
-        )
-    return {
-        "model": weights,
-        "optimizer": optimizer_state,
-        "num_steps": optimizer.num_steps,
-        "world_size": model.runtime.world_size,
-        "rng": _rng_state(model.runtime),
-    }
 
 
 @contextlib.contextmanager
@@ -140,41 +134,17 @@ def _load_common(directory: Path) -> dict[str, Any]:
         return dist_checkpointing.load_common_state_dict(str(directory))
 
 
+def _tensors(directory: Path) -> dict[str, Any]:
+    """The tensors of a checkpoint, without their data."""
+    from megatron.core import dist_checkpointing
+
+    with _told_as_user_error(directory):
+        return dist_checkpointing.load_tensors_metadata(str(directory))
+
+
 def _set_weights(model: MegatronModel, state: dict[str, Any]) -> None:
     (module,) = model.modules
     module.load_state_dict({name.removeprefix("model."): value for name, value in state.items()}, strict=True)
-
-
-def _inner_optimizers(optimizer: Optimizer) -> list[Any]:
-    return [megatron for megatron in optimizer.megatron.chained_optimizers if not megatron.is_stub_optimizer]
-
-
-def _init_adam(optimizer: Optimizer) -> None:
-    """Allocates the state that is about to be loaded; Megatron's own allocation leaves torch's `step` out."""
-    for megatron in _inner_optimizers(optimizer):
-        inner = megatron.optimizer
-        for group in inner.param_groups:
-            for parameter in group["params"]:
-                state = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-                if isinstance(inner, torch.optim.AdamW):
-                    state["step"] = torch.zeros(())
-                inner.state[parameter] = state
-
-
-def _set_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    # The sharded optimizer expects nothing but moments where torch's Adam also keeps `step`, and gives all parameters
-    # the same `step` tensor, which Adam counts up in place for each of them: load in two halves, with `step` set aside.
-    sharded = state.pop("param_state", None)
-    state.pop("param_state_sharding_type", None)
-    optimizer.megatron.load_state_dict(state)
-    if sharded is None:
-        return
-    (megatron,) = _inner_optimizers(optimizer)
-    inner = megatron.optimizer.state
-    steps = {parameter: values.pop("step") for parameter, values in inner.items() if "step" in values}
-    megatron.load_parameter_state_from_fully_reshardable(sharded)
-    for parameter, step in steps.items():
-        inner[parameter]["step"] = step.clone()
 
 
 def _rng_state(runtime: MegatronRuntime) -> Any:

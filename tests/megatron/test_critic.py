@@ -89,7 +89,7 @@ def test_a_value_is_that_of_the_tokens_before(student):
     with started(spec(student)) as worker:
         set_head(worker)
         before, after = worker.score([batch, changed], "critic")
-        hidden = prepare(batch, torch.device("cpu"))
+        hidden = prepare(batch, worker._runtime)
         model = critic_of(worker).loaded.model
         everywhere = dataclasses.replace(hidden.packed, select=torch.arange(batch.num_tokens))
         rows = model.forward(everywhere).detach().squeeze(1)
