@@ -1,6 +1,8 @@
 """What is scored, how weights and the OPD term follow the teacher's validity, minibatches and metrics."""
 
+import dataclasses
 import json
+import math
 import pickle
 
 import pytest
@@ -22,7 +24,7 @@ from opd_trainer.opd.config import (
     ScheduleKind,
     StudentLogProb,
 )
-from opd_trainer.types import TokenBatch, UpdateResult
+from opd_trainer.types import CriticResult, TokenBatch, UpdateResult
 from tests.laws.options import NAN, batch_of, live_log_probs, objective, scores
 
 OFF = OpdConfig(type=OpdType.off)
@@ -270,6 +272,36 @@ def test_metrics_golden() -> None:
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     assert "train/kl_loss" not in values
+
+
+def test_critic_metrics_golden() -> None:
+    # One response of two tokens, reward 1, gamma = lambda = 1: both returns are 1; values 0.5 and 0.25 before the step.
+    # Live 0.9 has moved by 0.4 > 0.2 towards 1: near = 0.7, (0.7 - 1)^2 > (0.9 - 1)^2, clipped. 0.3 has not.
+    values = torch.tensor([NAN, 0.5, 0.25])
+    chosen = objective(Ppo(), opd=OFF)
+    batch = chosen.assign(batch_of([[1, 1]], prompt_tokens=1, values=values, reward=torch.tensor([1.0])))
+    live = torch.tensor([NAN, 0.9, 0.3])
+    step = CriticResult(values=live, loss=0.3, grad_norm=2.5, learning_rate=1e-5)
+    result = dataclasses.replace(updated(batch, live_log_probs(batch)), critic=step)
+    found = chosen.metrics(batch, result).values()
+    expected = {
+        "train/value_loss": 0.3,
+        "train/critic_grad_norm": 2.5,
+        "train/critic_lr": 1e-5,
+        "train/value_clip_fraction": 0.5,
+        "train/value": 0.375,
+        "train/return": 1.0,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert math.isnan(found["train/explained_variance"])
+
+    # Token rewards (a penalty of the reference) make the returns differ: 1 - Var(R - V) / Var(R).
+    penalty = ReferenceConfig(kl_coef=0.5, apply=KlApply.reward)
+    batch = objective(Ppo(), opd=OFF, reference=penalty).assign(batch)
+    assert batch.returns is not None
+    residual, returns = (batch.returns - values)[1:], batch.returns[1:]
+    explained = 1 - float(residual.var(correction=0) / returns.var(correction=0))
+    assert chosen.metrics(batch, result).values()["train/explained_variance"] == pytest.approx(explained, rel=1e-5)
 
 
 def test_metrics_without_opd_have_none_of_it() -> None:

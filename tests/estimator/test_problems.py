@@ -7,6 +7,7 @@ from opd_trainer.estimator.ppo import Ppo
 from opd_trainer.estimator.problems import estimator_problems
 from opd_trainer.loss.aggregation import Aggregation
 from opd_trainer.loss.config import KlApply, ReferenceConfig
+from opd_trainer.loss.value import ValueLoss
 from tests.laws.options import ESTIMATORS
 
 
@@ -27,6 +28,7 @@ def test_defaults_have_no_problem(estimator: Estimator) -> None:
         ),
         (Ppo(gamma=1.5), ReferenceConfig(), "estimator.gamma"),
         (Ppo(lam=-0.5), ReferenceConfig(), "estimator.lam"),
+        (Ppo(value_loss=ValueLoss(clip=0.0)), ReferenceConfig(), "estimator.value_loss.clip"),
     ],
 )
 def test_problems_are_told_with_their_key(estimator: Estimator, reference: ReferenceConfig, key: str) -> None:

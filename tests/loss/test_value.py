@@ -18,6 +18,14 @@ def test_golden() -> None:
     torch.testing.assert_close(values.grad, torch.tensor([0.0, -0.9, 0.0]))
 
 
+def test_clipped_are_the_tokens_whose_loss_is_the_clipped_one() -> None:
+    # As above: token 0 has 0.64 > 0.25; token 1 has not moved far enough. Token 3 moved far, but away from its target.
+    values, old = torch.tensor([1.5, 1.1, math.nan, 0.5]), torch.tensor([1.0, 1.0, math.nan, 1.0])
+    mask = torch.tensor([True, True, False, True])
+    found = ValueLoss(clip=0.2).clipped(values, old, torch.full((4,), 2.0), mask)
+    assert found.tolist() == [True, False, False, False]
+
+
 def test_explained_variance_golden() -> None:
     # Returns 0, 2, 4 (variance 8/3), residuals 0, 1, -1 (variance 2/3): 1 - 1/4.
     mask = torch.tensor([True, True, True, False])

@@ -1,6 +1,8 @@
 """The critic: which positions it judges, that it learns, resumes bit-exactly, and is the same over processes."""
 
+import asyncio
 import dataclasses
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -9,16 +11,16 @@ import pytest
 import torch
 
 from opd_trainer import jagged
+from opd_trainer.cluster.inprocess import InProcessGroup
 from opd_trainer.errors import CheckpointError, TrainingDiverged
 from opd_trainer.loss.value import ValueLoss, explained_variance
-from opd_trainer.megatron.config import OptimizerConfig
 from opd_trainer.megatron.critic import Critic
 from opd_trainer.megatron.learner import MegatronLearner
 from opd_trainer.megatron.micro_batch import prepare
-from opd_trainer.megatron.spec import CriticSpec, WorkerSpec
+from opd_trainer.megatron.spec import CriticSpec, RankCritic, WorkerSpec
 from opd_trainer.megatron.worker import MegatronWorker
 from opd_trainer.model.config import ModelConfig
-from opd_trainer.types import TokenBatch
+from opd_trainer.types import TokenBatch, UpdateResult
 from tests.gloo import run_gloo
 from tests.megatron import training
 from tests.megatron.training import WeightedNll, started, weights
@@ -62,6 +64,12 @@ def set_head(worker: MegatronWorker, seed: int = 5) -> None:
 
 def gradient(worker: MegatronWorker) -> torch.Tensor:
     return torch.cat([p.main_grad.flatten() for chunk in critic_of(worker).chunks for p in chunk.parameters()])
+
+
+def step(worker: MegatronWorker, micro_batches: list[TokenBatch]) -> RankCritic:
+    result = worker.update(micro_batches, WeightedNll()).critic
+    assert result is not None
+    return result
 
 
 def critic_weights(worker: MegatronWorker) -> torch.Tensor:
@@ -155,12 +163,39 @@ def test_micro_batches_change_neither_loss_nor_gradient(student, parts):
     for pieces in ([list(range(6))], parts):
         with started(spec(student, clip_grad=0.0)) as worker:
             set_head(worker)
-            result = worker.update([batch.take(piece) for piece in pieces], WeightedNll())
-            outcomes.append((result.critic, gradient(worker)))
+            outcomes.append((step(worker, [batch.take(piece) for piece in pieces]), gradient(worker)))
     (whole, expected), (split, found) = outcomes
     assert split.loss == pytest.approx(whole.loss, abs=1e-6)
     assert split.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_learner_puts_the_values_of_all_micro_batches_together(student):
+    batch = judged()
+
+    async def learn() -> tuple[torch.Tensor, UpdateResult, torch.Tensor]:
+        group = InProcessGroup(functools.partial(MegatronWorker, spec(student)))
+        learner = MegatronLearner(group, max_tokens=16, bucket_bytes=1 << 20)
+        await learner.start()
+        try:
+            results = [await learner.update(batch, WeightedNll()) for _ in range(2)]
+            return await learner.score(batch, "values"), results[1], await learner.score(batch, "critic")
+        finally:
+            await learner.close()
+
+    after, second, same = asyncio.run(learn())
+    assert second.num_micro_batches == 4
+    assert torch.equal(after.nan_to_num(7), same.nan_to_num(7))
+    with started(spec(student)) as worker:
+        first, expected = (step(worker, [batch]) for _ in range(2))
+        values = worker.score([batch], "critic")[0]
+    assert second.critic is not None
+    assert second.critic.loss == pytest.approx(expected.loss, abs=1e-5)
+    assert second.critic.loss != pytest.approx(first.loss, abs=1e-5)
+    assert second.critic.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+    assert second.critic.learning_rate == 3e-3
+    torch.testing.assert_close(second.critic.values, expected.values[0], atol=1e-3, rtol=1e-3, equal_nan=True)
+    torch.testing.assert_close(after, values, atol=2e-3, rtol=2e-3, equal_nan=True)
 
 
 def test_only_tokens_on_the_way_to_their_target_are_clipped(student):
@@ -170,10 +205,8 @@ def test_only_tokens_on_the_way_to_their_target_are_clipped(student):
         live = worker.score([batch], "critic")[0]
         # The values have moved by 1 from the old ones: towards a target that is 1 ahead, and beyond one that is 5 back.
         ahead, back = (batch.replace(values=live - 1, returns=live + far) for far in (1.0, -5.0))
-        stopped = worker.update([ahead], WeightedNll()).critic
-        pulled = worker.update([back], WeightedNll()).critic
-    assert stopped is not None
-    assert pulled is not None
+        stopped = step(worker, [ahead])
+        pulled = step(worker, [back])
     assert (stopped.grad_norm, pulled.grad_norm > 0) == (0.0, True)
     assert batch.weight is not None
     weight = float(batch.weight.sum())
@@ -184,8 +217,7 @@ def test_a_step_with_nothing_to_learn_leaves_it(student):
     batch = judged(training.batch((3, 2), (0, 0)))
     with started(spec(student, weight_decay=0.0)) as worker:
         before = critic_weights(worker)
-        result = worker.update([batch], WeightedNll()).critic
-        assert result is not None
+        result = step(worker, [batch])
         assert (result.loss, result.grad_norm) == (0.0, 0.0)
         assert torch.equal(critic_weights(worker), before)
 
@@ -195,7 +227,7 @@ def test_a_value_loss_that_is_not_finite_stops_the_run(student):
     poisoned = batch.replace(returns=torch.full((batch.num_tokens,), torch.inf))
     with (
         started(spec(student)) as worker,
-        pytest.raises(TrainingDiverged, match="critic step 0, micro-batch 0: .* the live values are finite"),
+        pytest.raises(TrainingDiverged, match=r"critic step 0, micro-batch 0: .* the live values are finite"),
     ):
         worker.update([poisoned], WeightedNll())
 
@@ -210,11 +242,11 @@ def test_resume_is_bit_exact(student, tmp_path, changes):
         for batch in batches[:3]:
             worker.update([batch], WeightedNll())
         worker.save(tmp_path)
-        uninterrupted = [worker.update([batch], WeightedNll()).critic for batch in batches[3:]]
+        uninterrupted = [step(worker, [batch]) for batch in batches[3:]]
         expected, values = critic_weights(worker), worker.score(batches[:1], "critic")[0]
     with started(settings) as worker:
         worker.restore(tmp_path)
-        resumed = [worker.update([batch], WeightedNll()).critic for batch in batches[3:]]
+        resumed = [step(worker, [batch]) for batch in batches[3:]]
         assert torch.equal(critic_weights(worker), expected)
     for ours, theirs in zip(resumed, uninterrupted, strict=True):
         assert (ours.loss, ours.grad_norm, ours.learning_rate) == (theirs.loss, theirs.grad_norm, theirs.learning_rate)
@@ -246,8 +278,9 @@ def test_a_checkpoint_without_a_critic_is_refused_and_starts_one(student, tmp_pa
         assert torch.equal(norm, trained["model.norm.weight"])
 
 
-def train(rank: int, world_size: int, rendezvous: str, student: Path, folder: Path, layouts: list[dict]) -> bytes:
+def train(rank: int, world_size: int, rendezvous: str, folders: tuple[Path, Path], layouts: list[dict]) -> bytes:
     """Two updates around a save and restore in each layout; data-parallel ranks share the micro-batches."""
+    student, folder = folders
     batch = judged()
     outcomes = []
     for number, layout in enumerate(layouts):
@@ -258,14 +291,14 @@ def train(rank: int, world_size: int, rendezvous: str, student: Path, folder: Pa
                 set_head(worker)
             place = worker.place()
             mine = [batch.take(part) for part in PARTS[place.dp_rank :: place.dp_size]]
-            first = worker.update(mine, WeightedNll()).critic
+            first = step(worker, mine)
             grads = gradient(worker)
             saved = folder / str(number)
             saved.mkdir(parents=True, exist_ok=True)
             worker.save(saved)
-            second = worker.update(mine, WeightedNll()).critic
+            second = step(worker, mine)
             worker.restore(saved)
-            assert worker.update(mine, WeightedNll()).critic.grad_norm == second.grad_norm
+            assert step(worker, mine).grad_norm == second.grad_norm
             outcomes.append((place, first, second, grads, worker.score([batch], "critic")[0]))
         finally:
             worker.close()
@@ -276,9 +309,9 @@ LAYOUTS = [{}, {"tensor_parallel": 2}, {"pipeline_parallel": 2}]
 
 
 def test_data_tensor_and_pipeline_parallel_ranks_equal_one(student, tmp_path):
-    (alone,) = pickle.loads(train(0, 1, (tmp_path / "rendezvous").as_uri(), student, tmp_path / "alone", [{}]))
+    (alone,) = pickle.loads(train(0, 1, (tmp_path / "rendezvous").as_uri(), (student, tmp_path / "alone"), [{}]))
     _, first, second, expected, values = alone
-    ranks = [pickle.loads(result) for result in run_gloo(train, 2, student, tmp_path / "both", LAYOUTS)]
+    ranks = [pickle.loads(result) for result in run_gloo(train, 2, (student, tmp_path / "both"), LAYOUTS)]
     data, tensor, pipeline = zip(*ranks, strict=True)
     torch.testing.assert_close(data[0][3], expected, atol=1e-6, rtol=1e-5)
     assert torch.equal(data[0][3], data[1][3])
