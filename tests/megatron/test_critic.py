@@ -305,21 +305,27 @@ def train(rank: int, world_size: int, rendezvous: str, folders: tuple[Path, Path
     return pickle.dumps(outcomes)
 
 
-LAYOUTS = [{}, {"tensor_parallel": 2}, {"pipeline_parallel": 2}]
+LAYOUTS = [
+    {},
+    {"tensor_parallel": 2},
+    {"tensor_parallel": 2, "sequence_parallel": True},
+    {"pipeline_parallel": 2},
+    {"context_parallel": 2},
+]
 
 
-def test_data_tensor_and_pipeline_parallel_ranks_equal_one(student, tmp_path):
+def test_ranks_of_every_layout_equal_one(student, tmp_path):
     (alone,) = pickle.loads(train(0, 1, (tmp_path / "rendezvous").as_uri(), (student, tmp_path / "alone"), [{}]))
     _, first, second, expected, values = alone
     ranks = [pickle.loads(result) for result in run_gloo(train, 2, (student, tmp_path / "both"), LAYOUTS)]
-    data, tensor, pipeline = zip(*ranks, strict=True)
+    data, *others = zip(*ranks, strict=True)
     torch.testing.assert_close(data[0][3], expected, atol=1e-6, rtol=1e-5)
     assert torch.equal(data[0][3], data[1][3])
     for number, ours in ((1, first), (2, second)):
         assert sum(rank[number].loss for rank in data) == pytest.approx(ours.loss, abs=1e-5)
-        for rank in (*data, *tensor, *pipeline):
+        for rank in (*data, *(rank for layout in others for rank in layout)):
             assert rank[number].grad_norm == pytest.approx(ours.grad_norm, rel=1e-4)
-        for layout in (tensor, pipeline):
+        for layout in others:
             (reported,) = (rank for rank in layout if rank[0].reports)
             assert reported[number].loss == pytest.approx(ours.loss, abs=1e-5)
             for a, b in zip(reported[number].values, ours.values, strict=True):
