@@ -23,6 +23,8 @@ class Ppo(Estimator):
     """A_t = sum_{i>=t} (gamma lambda)^(i-t) delta_i, delta_t = r_t + gamma V_{t+1} - V_t; returns = A + V.
 
     V_t is the critic's value of the prefix before token t, 0 after the last one; R is the reward of the last token.
+    Computed the other way round, A = G - V with G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), so that with
+    lambda = 1 rounded values do not get into the returns.
     """
 
     source: ClassVar[str] = "arXiv 1707.06347; GAE: arXiv 1506.02438, eq. 16"
@@ -50,6 +52,6 @@ class Ppo(Estimator):
         assert batch.values is not None
         values = torch.where(batch.mask, batch.values, 0.0)
         rewards = token_rewards + at_last_token(batch.reward, batch)
-        delta = rewards + self.gamma * successors(values, batch) - values
-        advantage = discounted_sums(delta, batch, self.gamma * self.lam)
-        return Advantages(advantage, advantage + values)
+        bootstrapped = self.gamma * (1 - self.lam) * successors(values, batch)
+        returns = discounted_sums(rewards + bootstrapped, batch, self.gamma * self.lam)
+        return Advantages(returns - values, returns)

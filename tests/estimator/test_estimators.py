@@ -84,6 +84,14 @@ def test_ppo_golden() -> None:
     assert found.returns.tolist() == [1.25, 0.0, 3.0, 8.0, 0.25, 0.0]
 
 
+def test_ppo_returns_hold_no_rounding_of_the_values() -> None:
+    values = torch.tensor([0.1, NAN, 0.7, 1e4, 0.3, -3.3])
+    found = Ppo()(batch([0.3, 0.0], values=values), no_rewards())
+    assert found.returns is not None
+    assert found.returns.tolist() == pytest.approx([0.3, 0.0, 0.3, 0.3, 0.0, 0.0], rel=1e-7)
+    assert found.returns[4:].tolist() == [0.0, 0.0]
+
+
 def test_none_is_zero_whatever_the_rewards() -> None:
     found = NoEstimator()(batch([8.0, NAN]), torch.full((6,), 3.0))
     assert found.advantage.tolist() == [0.0] * 6
