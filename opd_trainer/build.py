@@ -144,7 +144,7 @@ def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> M
     )
     return MegatronLearner(
         workers.training(MakeMegatronWorker(spec)),
-        max_tokens=config.megatron.max_tokens_per_device,
+        max_tokens=config.megatron.max_tokens_per_device * config.megatron.context_parallel,
         bucket_bytes=config.rollout.bucket_bytes,
     )
 

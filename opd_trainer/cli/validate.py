@@ -4,6 +4,7 @@ A rule sees the configuration and what the user named (the demo's own settings d
 `ALWAYS` hold for every task, those of `TRAINING` for task=train.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 from opd_trainer.cli.named import Named
@@ -15,6 +16,9 @@ from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.estimator.problems import estimator_problems
 from opd_trainer.loss.config import KlApply, KlEstimator
 from opd_trainer.loss.problems import loss_problems, policy_loss_problems, reference_problems
+from opd_trainer.megatron.build import architecture_problems
+from opd_trainer.megatron.layout import layout_problems, model_parallel_size
+from opd_trainer.megatron.source import architecture_of
 from opd_trainer.model.folder import inspect
 from opd_trainer.opd.config import OpdType, ScheduleKind
 from opd_trainer.opd.problems import opd_problems
@@ -338,24 +342,31 @@ def student_has_tokenizer(config: Config, named: Named) -> Iterator[Problem]:
 
 
 def layout_fits_cluster(config: Config, named: Named) -> Iterator[Problem]:
-    """Tensor x pipeline x context parallel ranks must divide the workers."""
+    """The ranks of a replica must divide the workers, and the sizes must not contradict each other."""
     layout = config.megatron
-    model_parallel = layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
-    sizes = f"megatron.tensor_parallel x pipeline_parallel x context_parallel = {model_parallel}"
-    if isinstance(config.cluster, InProcessCluster) and model_parallel > 1:
+    sizes = (layout.tensor_parallel, layout.pipeline_parallel, layout.context_parallel, layout.expert_parallel)
+    if min(sizes) < 1:
+        return
+    needed = max(model_parallel_size(layout), layout.pipeline_parallel * layout.expert_parallel)
+    if isinstance(config.cluster, InProcessCluster) and needed > 1:
         yield Problem(
             "cluster",
-            f"inprocess with {sizes}",
+            f"inprocess with a parallel layout of {needed} ranks",
             "one process is one rank",
-            f"Set cluster=ray cluster.num_workers={model_parallel}",
+            f"Set cluster=ray cluster.num_workers={needed}",
         )
-    if isinstance(config.cluster, RayCluster) and (model_parallel < 1 or config.cluster.num_workers % model_parallel):
-        yield Problem(
-            "cluster.num_workers",
-            f"{config.cluster.num_workers} with {sizes}",
-            "the ranks of one model must divide the workers",
-            f"Set cluster.num_workers to a multiple of {model_parallel}",
-        )
+    else:
+        yield from layout_problems(layout, config.cluster.num_workers if isinstance(config.cluster, RayCluster) else 1)
+
+
+def layout_fits_model(config: Config, named: Named) -> Iterator[Problem]:
+    """The student can be cut into the layout."""
+    model = config.model
+    if model.load is not None and model.load.startswith(DEMO_PREFIX):
+        return
+    # What cannot be read is told by `checkpoints_exist` or, with all its details, when it is loaded.
+    with contextlib.suppress(CheckpointError):
+        yield from architecture_problems(architecture_of(model, vocab_size=1), config.megatron, trainable=True)
 
 
 def ranges(config: Config, named: Named) -> Iterator[Problem]:
@@ -407,6 +418,7 @@ ALWAYS: tuple[Rule, ...] = (
     checkpoints_exist,
     student_has_tokenizer,
     layout_fits_cluster,
+    layout_fits_model,
     ranges,
 )
 TRAINING: tuple[Rule, ...] = (

@@ -116,6 +116,9 @@ def test_path_without_a_checkpoint(check: Any, tmp_path: Path) -> None:
     assert "holds no checkpoint" in check.message
 
 
+SCRATCH = ("demo=null", "data.path=x", "model.load=null", "model.huggingface=x", "teacher.load=x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "key"),
     [
@@ -135,7 +138,19 @@ def test_path_without_a_checkpoint(check: Any, tmp_path: Path) -> None:
         (("estimator.loss.eps_low=2",), "estimator.loss.eps_low"),
         (("loss.updates_per_rollout=0",), "loss.updates_per_rollout"),
         (("megatron.tensor_parallel=2",), "cluster"),
-        (("cluster=ray", "megatron.tensor_parallel=3"), "cluster.num_workers"),
+        (("cluster=ray", "megatron.tensor_parallel=3"), "megatron"),
+        (("megatron.expert_parallel=2",), "cluster"),
+        (("cluster=ray", "megatron.sequence_parallel=true"), "megatron.sequence_parallel"),
+        (("cluster=ray", "megatron.pipeline_parallel=2", "megatron.pipeline_layers=[4]"), "megatron.pipeline_layers"),
+        (
+            ("cluster=ray", *SCRATCH, "megatron.pipeline_parallel=2", "megatron.pipeline_layers=[1,2]"),
+            "megatron.pipeline_layers",
+        ),
+        (("cluster=ray", *SCRATCH, "megatron.expert_parallel=2"), "megatron.expert_parallel"),
+        (
+            ("cluster=ray", *SCRATCH, "model.architecture.family=qwen3_moe", "megatron.tensor_parallel=2"),
+            "megatron.sequence_parallel",
+        ),
         (("data.path=null",), "data.path"),
         (("eval.datasets.heldout.path=null",), "eval.datasets.heldout.path"),
         (("model.load=null",), "model.load"),
