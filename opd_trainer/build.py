@@ -14,9 +14,13 @@ from opd_trainer.config import Config
 from opd_trainer.data.prompts import PromptSet, check_disjoint, load_prompts, load_training_sets
 from opd_trainer.data.stream import PromptStream
 from opd_trainer.errors import ConfigError, Problem
+from opd_trainer.megatron.config import MegatronConfig, Placement
 from opd_trainer.megatron.families.registry import architecture_from_config, to_hf_config
 from opd_trainer.megatron.learner import MegatronLearner
+from opd_trainer.megatron.micro_batch import Scoring
 from opd_trainer.megatron.module import DTYPES
+from opd_trainer.megatron.scorer import MegatronScorer
+from opd_trainer.megatron.scoring_worker import ScoringSpec
 from opd_trainer.megatron.source import config_folder
 from opd_trainer.megatron.spec import CriticSpec, TeacherBuilder, WorkerSpec
 from opd_trainer.megatron.worker import MegatronWorker
@@ -31,8 +35,10 @@ from opd_trainer.rollout.embedded.engine import EmbeddedEngine
 from opd_trainer.rollout.embedded.worker import EmbeddedSpec
 from opd_trainer.rollout.group import EngineGroup
 from opd_trainer.task.config import TrainTask
+from opd_trainer.teacher.config import DedicatedTeacher as DedicatedTeacherConfig
 from opd_trainer.teacher.config import TeacherConfig
-from opd_trainer.teacher.resident import resident_teacher, teacher_settings
+from opd_trainer.teacher.dedicated import DedicatedTeacher
+from opd_trainer.teacher.inline import checked_teacher, inline_teacher, teacher_settings
 from opd_trainer.types import Sampling
 
 MakeWorker = Callable[[int, int, str], Any]
@@ -98,6 +104,11 @@ class Workers:
             return EngineGroup(self._ray(self._cluster, spec.make_worker, "rollout", self._cluster.num_rollout_workers))
         return EmbeddedEngine(spec)
 
+    def dedicated(self, spec: ScoringSpec, name: str, size: int) -> WorkerGroup:
+        """Workers of a teacher; only Ray has them."""
+        assert isinstance(self._cluster, RayCluster), "checked with the configuration"
+        return self._ray(self._cluster, spec.make_worker, name, size)
+
     def _ray(self, cluster: RayCluster, make_worker: MakeWorker, name: str, size: int) -> WorkerGroup:
         from opd_trainer.cluster.ray import RayGroup, RaySession
 
@@ -125,8 +136,9 @@ def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> M
     teachers: dict[str, TeacherBuilder] = {}
     if config.opd.type is OpdType.megatron:
         teachers = {
-            name: resident_teacher(name, teacher, config.model, config.megatron, temperature)
+            name: inline_teacher(name, teacher, config.model, config.megatron, temperature)
             for name, teacher in teachers_of(config).items()
+            if not isinstance(teacher, DedicatedTeacherConfig)
         }
     reference = None
     if config.reference.used:
@@ -140,6 +152,7 @@ def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> M
         total_steps=config.steps * config.loss.updates_per_rollout * config.loss.epochs_per_rollout,
         teachers=teachers,
         reference=reference,
+        reference_placement=Placement(config.reference.placement),
         critic=critic_of(config, vocabulary),
     )
     return MegatronLearner(
@@ -147,6 +160,45 @@ def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> M
         max_tokens=config.megatron.max_tokens_per_device * config.megatron.context_parallel,
         bucket_bytes=config.rollout.bucket_bytes,
     )
+
+
+def build_dedicated_teachers(config: Config, workers: Workers) -> dict[str, DedicatedTeacher]:
+    """The teachers that have workers of their own, by name.
+
+    Raises:
+        UserError: a teacher does not fit.
+    """
+    return {
+        name: _dedicated_teacher(name, teacher, config, workers)
+        for name, teacher in teachers_of(config).items()
+        if isinstance(teacher, DedicatedTeacherConfig)
+    }
+
+
+def _dedicated_teacher(
+    name: str, teacher: DedicatedTeacherConfig, config: Config, workers: Workers
+) -> DedicatedTeacher:
+    checked = checked_teacher(name, teacher, config.model)
+    megatron = MegatronConfig(
+        tensor_parallel=teacher.tensor_parallel,
+        pipeline_parallel=teacher.pipeline_parallel,
+        context_parallel=teacher.context_parallel,
+        expert_parallel=teacher.expert_parallel,
+        sequence_parallel=teacher.sequence_parallel,
+        max_tokens_per_device=teacher.max_tokens_per_device,
+        log_prob_chunk_tokens=config.megatron.log_prob_chunk_tokens,
+        timeout_s=config.megatron.timeout_s,
+    )
+    temperature = config.rollout.temperature
+    scoring = Scoring(temperature, megatron.log_prob_chunk_tokens)
+    spec = ScoringSpec(model=checked.settings, megatron=megatron, scoring=scoring, seed=config.seed)
+    scorer = MegatronScorer(
+        workers.dedicated(spec, f"teacher {name}", teacher.num_workers),
+        # Alone in its micro-batch a sequence has log-probs that do not depend on which others arrived with it.
+        max_tokens=teacher.max_tokens_per_device if teacher.pack else 1,
+        bucket_bytes=config.rollout.bucket_bytes,
+    )
+    return DedicatedTeacher(scorer, checked.identity, temperature=temperature, name=name)
 
 
 def critic_of(config: Config, vocabulary: Vocabulary) -> CriticSpec | None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from opd_trainer.collation import collate
 from opd_trainer.eval.evaluator import Evaluator
-from opd_trainer.experience import collate
+from opd_trainer.experience import Judge, judged
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner, RolloutEngine
 from opd_trainer.requests import requests_for
@@ -22,7 +23,7 @@ PROBE = "eval/reverse_kl"
 
 @dataclass(slots=True)
 class ReverseKlProbe:
-    """Reverse KL of the student to its inline teacher on responses to fixed held-out prompts.
+    """Reverse KL of the student to its Megatron teachers on responses to fixed held-out prompts.
 
     Responses are drawn from the current student with fixed seeds, so that two evaluations of the same weights agree
     exactly. The estimate is the mean over all response tokens of log p_student(y_t) - log p_teacher(y_t), both computed
@@ -33,15 +34,20 @@ class ReverseKlProbe:
     sampling: Sampling
     seed: int
     learner: Learner
+    judges: Sequence[Judge]
 
     async def measure(self, engine: RolloutEngine) -> float:
         """Nats per token."""
         requests = requests_for(self.prompts, 1, self.seed, "reverse_kl")
         order = {(request.prompt.id, request.index): rank for rank, request in enumerate(requests)}
-        samples = [sample async for sample in engine.generate(requests, self.sampling)]
-        batch = collate(sorted(samples, key=lambda s: order[s.prompt.id, s.index]), self.sampling.temperature)
+        drawn = [sample async for sample in engine.generate(requests, self.sampling)]
+        samples = await judged(self.judges, sorted(drawn, key=lambda s: order[s.prompt.id, s.index]))
+        batch = collate(samples, self.sampling.temperature)
         student = await self.learner.score(batch, "student")
-        teacher = await self.learner.score(batch, "teacher")
+        if batch.teacher is None:
+            batch = batch.scored("teacher", await self.learner.score(batch, "teacher"))
+        assert batch.teacher is not None
+        teacher = batch.teacher.log_probs
         difference = torch.where(batch.mask, student - teacher, 0.0)
         return float(difference.double().sum() / batch.mask.sum())
 

@@ -3,6 +3,7 @@
 T = tokens, N = sequences.
 """
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +23,12 @@ from opd_trainer.loss.policy import PolicyLoss
 from opd_trainer.loss.value import explained_variance
 from opd_trainer.metrics import Metrics
 from opd_trainer.opd.config import OpdApply, OpdConfig, StudentLogProb
-from opd_trainer.opd.metrics import advantage_share, opd_metrics, valid_tokens
+from opd_trainer.opd.metrics import advantage_share, likeness, opd_metrics, valid_tokens
 from opd_trainer.opd.schedule import KlCoefState, begin_step
 from opd_trainer.opd.term import opd_weights, subtract_opd_term
 from opd_trainer.types import CriticResult, Scores, TokenBatch, UpdateResult
+
+log = logging.getLogger(__name__)
 
 SEED_STRIDE = 1_000_003
 """Keeps the steps of runs with neighbouring seeds apart."""
@@ -280,6 +283,10 @@ class Objective:
         if self.opd.in_update:
             share = advantage_share(batch.advantage, parts.advantage, valid)
             metrics.put("opd/advantage_share", share, int(valid.sum()))
+        if self.state.step == 1 and not self.state.kl_tokens:
+            warning = likeness(student, teacher, batch.rollout.log_probs, batch.mask)
+            if warning is not None:
+                log.warning(warning)
         measured = float(torch.where(valid, student - teacher, 0.0).sum(dtype=torch.float64))
         self.state = self.state.observe(measured, int(valid.sum()))
         return metrics

@@ -1,7 +1,7 @@
 """The seams. Implementations import these and never each other; `app.py` wires them together."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,8 +65,12 @@ class InlineTeacher(Protocol):
         """Who it is."""
         ...
 
+    def ready(self) -> AbstractContextManager[None]:
+        """Its weights are where it can score, inside; the student's are away where the two share a module."""
+        ...
+
     def score_inline(self, micro_batch: TokenBatch, want: Signal) -> Tensor:
-        """Log-probs [T] (`Signal.sampled`) of the micro-batch's tokens, NaN where unknown; no gradient."""
+        """Log-probs [T] (`Signal.sampled`) of the micro-batch's tokens, NaN where unknown. Inside `ready`."""
         ...
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
@@ -100,7 +104,7 @@ class Learner(Protocol):
         ...
 
     def weights(self, version: int, model: str = "student") -> WeightStream:
-        """The current weights of "student" or "teacher:<name>", under Hugging Face names; read before the next update."""
+        """The weights of "student" or "teacher:<name>", under Hugging Face names; read before the next update."""
         ...
 
     async def save(self, directory: Path) -> None:

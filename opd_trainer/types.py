@@ -130,7 +130,9 @@ class Sample:
         text: the decoded response without special tokens.
         reward: NaN until scored.
         reward_parts: the parts of a composite reward, and its failure if it failed.
-        teacher_log_probs: f32[R] of a server teacher (NaN = unknown); None when no server teacher scored it.
+        teacher_log_probs: f32[R] of a teacher that scores sample by sample, on a server or on workers of its own (NaN =
+            unknown); None when none scored it.
+        teacher_temperature: the temperature that its logits were divided by.
         teacher_status: what became of that scoring.
         topk: the engine's candidates at each response position; None unless asked for.
         teacher_topk: those of a server teacher; None unless asked for, or where its scoring failed.
@@ -146,6 +148,7 @@ class Sample:
     reward: float = float("nan")
     reward_parts: Mapping[str, float] = field(default_factory=dict)
     teacher_log_probs: Tensor | None = None
+    teacher_temperature: float = float("nan")
     teacher_status: ScoreStatus = ScoreStatus.ok
     topk: TopK | None = None
     teacher_topk: TopK | None = None

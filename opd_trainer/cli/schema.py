@@ -32,9 +32,16 @@ from opd_trainer.reward.config import (
     NoReward,
     RemoteReward,
 )
-from opd_trainer.rollout.config import EmbeddedRollout
+from opd_trainer.rollout.config import EmbeddedRollout, SglangRollout
 from opd_trainer.task.config import EvaluateTask, SftTask, TrainTask
-from opd_trainer.teacher.config import ResidentTeacher, SglangExternalTeacher
+from opd_trainer.teacher.config import (
+    DedicatedTeacher,
+    OffloadTeacher,
+    ResidentTeacher,
+    SglangExternalTeacher,
+    SglangManagedTeacher,
+    SwapTeacher,
+)
 from opd_trainer.tracking.config import TrackingConfig
 
 SCHEMAS: dict[str, dict[str, type]] = {
@@ -51,7 +58,14 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "none": NoEstimator,
     },
     "opd": {"base": OpdConfig},
-    "teacher": {"resident": ResidentTeacher, "sglang_external": SglangExternalTeacher},
+    "teacher": {
+        "resident": ResidentTeacher,
+        "offload": OffloadTeacher,
+        "swap": SwapTeacher,
+        "dedicated": DedicatedTeacher,
+        "sglang_external": SglangExternalTeacher,
+        "sglang_managed": SglangManagedTeacher,
+    },
     "model": {"base": ModelConfig},
     "megatron": {"base": MegatronConfig},
     "data": {"file": DataConfig, "mixture": MixtureData},
@@ -66,7 +80,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "remote": RemoteReward,
         "custom": CustomReward,
     },
-    "rollout": {"embedded": EmbeddedRollout},
+    "rollout": {"embedded": EmbeddedRollout, "sglang": SglangRollout},
     "cluster": {"inprocess": InProcessCluster, "ray": RayCluster},
     "eval": {"base": EvalConfig},
     "tracking": {"base": TrackingConfig},

@@ -24,7 +24,7 @@ from opd_trainer.opd.config import OpdType, ScheduleKind
 from opd_trainer.opd.problems import opd_problems
 from opd_trainer.reward.config import CompositeReward, CustomReward, RemoteReward
 from opd_trainer.task.config import SftTask, TrainTask
-from opd_trainer.teacher.config import SglangExternalTeacher, TeacherConfig
+from opd_trainer.teacher.config import DedicatedTeacher, SglangExternalTeacher, SwapTeacher, TeacherConfig
 
 Rule = Callable[[Config, Named], Iterator[Problem]]
 DEMO_PREFIX = "demo:"
@@ -138,6 +138,65 @@ def placement_fits_type(config: Config, named: Named) -> Iterator[Problem]:
                 "a Megatron teacher has no server",
                 f"Drop {key}.url, or set opd=sglang {choose}sglang_external",
             )
+
+
+def swapped_teacher_is_the_students_shape(config: Config, named: Named) -> Iterator[Problem]:
+    """A teacher in the student's module with model settings of its own."""
+    for key, teacher in teachers(config):
+        if isinstance(teacher, SwapTeacher) and teacher.model is not None:
+            choose = "teacher=" if key == "teacher" else f"+teacher@{key}="
+            yield Problem(
+                f"{key}.model",
+                "set with swap",
+                "the student's own module computes it, with the student's settings",
+                f"Drop {key}.model, or set {choose}offload, which gives the teacher a module of its own",
+            )
+
+
+def dedicated_teacher_has_workers(config: Config, named: Named) -> Iterator[Problem]:
+    """A dedicated teacher where there are no worker groups, or workers that its layout does not divide."""
+    for key, teacher in teachers(config):
+        if not isinstance(teacher, DedicatedTeacher) or config.opd.type is not OpdType.megatron:
+            continue
+        if not isinstance(config.cluster, RayCluster):
+            choose = "teacher=" if key == "teacher" else f"+teacher@{key}="
+            yield Problem(
+                key,
+                "dedicated with cluster=inprocess",
+                "it has workers of its own, and one process holds one set of Megatron's process groups",
+                f"Set cluster=ray, or {choose}offload, which needs no more device memory between uses either",
+            )
+        share = teacher.tensor_parallel * teacher.pipeline_parallel * teacher.context_parallel
+        if min(teacher.num_workers, share) < 1 or teacher.num_workers % share:
+            yield Problem(
+                f"{key}.num_workers",
+                f"{teacher.num_workers} with {key}.tensor_parallel x pipeline_parallel x context_parallel = {share}",
+                "the ranks of one model must divide its workers",
+                f"Set {key}.num_workers to a multiple of {max(1, share)}",
+            )
+        if teacher.pack and teacher.max_tokens_per_device < 1:
+            yield Problem(
+                f"{key}.max_tokens_per_device",
+                str(teacher.max_tokens_per_device),
+                "no token would fit into a micro-batch",
+                f"Set {key}.max_tokens_per_device=8192",
+            )
+
+
+def teachers_score_at_the_same_time(config: Config, named: Named) -> Iterator[Problem]:
+    """Some teachers are dedicated and others live in the student's workers."""
+    if config.opd.type is not OpdType.megatron:
+        return
+    dedicated = {key: isinstance(teacher, DedicatedTeacher) for key, teacher in teachers(config)}
+    if len(set(dedicated.values())) > 1:
+        apart = ", ".join(key for key, is_dedicated in dedicated.items() if is_dedicated)
+        yield Problem(
+            "teachers",
+            f"{apart} dedicated and the others not",
+            "dedicated teachers score before the update and the others inside of it: which tokens count in the term "
+            "would not be known when the loss weights are fixed",
+            "Make all of them dedicated, or none",
+        )
 
 
 def server_teacher_is_built(config: Config, named: Named) -> Iterator[Problem]:
@@ -428,6 +487,9 @@ TRAINING: tuple[Rule, ...] = (
     unused_teacher,
     server_has_url,
     placement_fits_type,
+    swapped_teacher_is_the_students_shape,
+    dedicated_teacher_has_workers,
+    teachers_score_at_the_same_time,
     algorithm,
     server_temperature,
     group_needs_siblings,

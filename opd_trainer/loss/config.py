@@ -24,6 +24,17 @@ class KlApply(StrEnum):
     """A penalty on the reward of each token, before the estimator; needs an old-log-prob pass."""
 
 
+class ReferencePlacement(StrEnum):
+    """Where the reference's weights are."""
+
+    resident = auto()
+    """On the device."""
+    offload = auto()
+    """On the host, and on the device while it scores."""
+    swap = auto()
+    """On the host, and exchanged with the student's in its own module while it scores."""
+
+
 @dataclass(slots=True)
 class ReferenceConfig:
     """A frozen model that the student is kept close to; loaded only when `kl_coef` is not 0."""
@@ -37,6 +48,9 @@ class ReferenceConfig:
     estimator: KlEstimator | None = None
     """k1 (reward only), k2 or k3 (loss only); null means k1 as a reward and k2 in the loss, whose gradients are both
     that of the reverse KL."""
+
+    placement: ReferencePlacement = ReferencePlacement.resident
+    """resident, offload or swap."""
 
     @property
     def used(self) -> bool:

@@ -23,6 +23,17 @@ class Recompute(StrEnum):
     """All but the input of each layer, for about a third more computation."""
 
 
+class Placement(StrEnum):
+    """Where the weights of a model that scores beside the student are."""
+
+    resident = auto()
+    """On the device."""
+    offload = auto()
+    """On the host, and on the device while it scores."""
+    swap = auto()
+    """On the host, and exchanged with the student's in its own module while it scores."""
+
+
 @dataclass(slots=True)
 class OptimizerConfig:
     """Adam with fp32 main parameters, and the learning-rate schedule."""

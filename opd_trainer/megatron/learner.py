@@ -3,14 +3,12 @@
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from opd_trainer.errors import OpdError
-from opd_trainer.megatron.packing import Plan, merge, plan
-from opd_trainer.megatron.spec import Place, RankCritic, RankUpdate
+from opd_trainer.megatron.packing import Plan, merge
+from opd_trainer.megatron.shards import Shards
+from opd_trainer.megatron.spec import RankCritic, RankUpdate
 from opd_trainer.protocols import TokenLoss, WorkerGroup
 from opd_trainer.types import CriticResult, TokenBatch, UpdateResult, WeightStream
 
@@ -28,13 +26,11 @@ class MegatronLearner:
     """
 
     def __init__(self, group: WorkerGroup, *, max_tokens: int, bucket_bytes: int) -> None:
-        self._group, self._max_tokens, self._bucket_bytes = group, max_tokens, bucket_bytes
-        self._places: list[Place] = []
+        self._shards, self._group, self._bucket_bytes = Shards(group, max_tokens), group, bucket_bytes
 
     async def start(self) -> None:
         """Starts the workers, which build and load their models."""
-        await self._group.start()
-        self._places = await self._group.call("place")
+        await self._shards.start()
 
     @contextlib.asynccontextmanager
     async def awake(self) -> AsyncIterator[None]:
@@ -49,11 +45,9 @@ class MegatronLearner:
             model: "student" ("old" is the student before its first update on the batch), "reference", "critic" (whose
                 are the "values"), "teacher" (each sequence's own) or "teacher:<name>".
         """
-        planned = self._plan(batch)
-        name = MODEL_OF_FIELD.get(model, model)
-        shards = self._shards(batch, planned)
-        results = await self._group.call_each("score", [(shard, name) for shard in shards])
-        return merge(planned, self._by_dp_rank(results))
+        planned = self._shards.plan(batch)
+        results = await self._shards.call("score", batch, planned, MODEL_OF_FIELD.get(model, model))
+        return merge(planned, self._shards.by_dp_rank(results))
 
     async def update(self, batch: TokenBatch, loss: TokenLoss) -> UpdateResult:
         """Exactly one optimizer step on sum_t weight[t] * loss[t]; inline teachers are scored on the way.
@@ -62,10 +56,9 @@ class MegatronLearner:
             TrainingDiverged: a loss or gradient is not finite.
             WorkerError: a worker failed.
         """
-        planned = self._plan(batch)
-        shards = self._shards(batch, planned)
-        every: list[RankUpdate] = await self._group.call_each("update", [(shard, loss) for shard in shards])
-        ranks: list[RankUpdate] = self._by_dp_rank(every)
+        planned = self._shards.plan(batch)
+        every: list[RankUpdate] = await self._shards.call("update", batch, planned, loss)
+        ranks: list[RankUpdate] = self._shards.by_dp_rank(every)
         teachers = [rank.teacher for rank in ranks if rank.teacher is not None]
         return UpdateResult(
             log_probs=merge(planned, [rank.log_probs for rank in ranks]),
@@ -82,8 +75,8 @@ class MegatronLearner:
         )
 
     def weights(self, version: int, model: str = "student") -> WeightStream:
-        """The current weights of "student" or "teacher:<name>", under Hugging Face names; read before the next update."""
-        return WeightStream(version, self._buckets(model))
+        """The weights of "student" or "teacher:<name>", under Hugging Face names; read before the next update."""
+        return WeightStream(version, self._shards.weights(model, self._bucket_bytes))
 
     async def save(self, directory: Path) -> None:
         """Writes weights, optimizer, schedule and RNG into `directory`, which exists and is empty."""
@@ -103,30 +96,7 @@ class MegatronLearner:
 
     async def close(self) -> None:
         """Tears down the workers completely. Safe to call twice."""
-        await self._group.close()
-        self._places = []
-
-    async def _buckets(self, model: str) -> AsyncIterator[list[tuple[str, Tensor]]]:
-        await self._group.call("start_export", self._bucket_bytes, model)
-        while (bucket := (await self._group.call("next_bucket"))[0]) is not None:
-            yield bucket
-
-    def _plan(self, batch: TokenBatch) -> Plan:
-        if not self._places:
-            raise OpdError("the learner is not started, or is closed")
-        return plan(batch.lengths.tolist(), self._places[0].dp_size, self._max_tokens)
-
-    def _shards(self, batch: TokenBatch, planned: Plan) -> list[list[TokenBatch]]:
-        """The micro-batches of each worker: those of its data-parallel rank."""
-        index = [[torch.tensor(sequences, dtype=torch.int64) for sequences in rank] for rank in planned.ranks]
-        by_dp_rank = [[batch.take(sequences) for sequences in rank] for rank in index]
-        return [by_dp_rank[place.dp_rank] for place in self._places]
-
-    def _by_dp_rank(self, results: Sequence[Any]) -> list[Any]:
-        """The results of the workers that report, by data-parallel rank."""
-        pairs = zip(self._places, results, strict=True)
-        reported = {place.dp_rank: result for place, result in pairs if place.reports}
-        return [reported[rank] for rank in range(self._places[0].dp_size)]
+        await self._shards.close()
 
 
 def _critic_result(planned: Plan, ranks: Sequence[RankCritic]) -> CriticResult | None:

@@ -7,7 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from opd_trainer.loss.value import ValueLoss
-from opd_trainer.megatron.config import MegatronConfig, OptimizerConfig
+from opd_trainer.megatron.config import MegatronConfig, OptimizerConfig, Placement
+from opd_trainer.megatron.live_weights import LiveWeights
 from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.protocols import InlineTeacher
@@ -16,8 +17,8 @@ from opd_trainer.protocols import InlineTeacher
 class TeacherBuilder(Protocol):
     """A picklable recipe for an inline teacher."""
 
-    def build(self, runtime: MegatronRuntime) -> InlineTeacher:
-        """Builds the teacher beside the student.
+    def build(self, live: LiveWeights) -> InlineTeacher:
+        """Builds the teacher beside the student, or into its module.
 
         Raises:
             UserError: it cannot be loaded, or does not fit.
@@ -53,6 +54,7 @@ class WorkerSpec:
         total_steps: optimizer steps of the run, for the learning-rate schedule.
         teachers: inline teachers by name.
         reference: the reference model; None when no KL to it is used.
+        reference_placement: where its weights live.
         critic: the critic; None when no values are needed.
     """
 
@@ -64,6 +66,7 @@ class WorkerSpec:
     total_steps: int
     teachers: Mapping[str, TeacherBuilder] = field(default_factory=dict)
     reference: ModelConfig | None = None
+    reference_placement: Placement = Placement.resident
     critic: CriticSpec | None = None
 
 
@@ -81,6 +84,15 @@ class Place:
     dp_rank: int
     dp_size: int
     reports: bool
+
+
+def place_of(runtime: MegatronRuntime) -> Place:
+    """The place of a started worker."""
+    return Place(
+        dp_rank=runtime.dp_rank,
+        dp_size=runtime.dp_size,
+        reports=runtime.is_last_stage and runtime.tp_rank == 0 and runtime.cp_rank == 0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

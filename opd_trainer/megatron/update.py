@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,38 +54,66 @@ class Outcome:
     teacher_s: float = 0.0
 
 
-def score_inline(teachers: Mapping[str, InlineTeacher], batch: TokenBatch, *, all_asked: bool) -> TokenBatch:
+def score_inline(
+    teachers: Mapping[str, InlineTeacher], batches: Sequence[TokenBatch], *, all_asked: bool
+) -> list[TokenBatch]:
     """Fills in the teacher's log-probs of the sequences whose teacher is one of `teachers` and that have none yet.
+
+    Each teacher is made ready once and scores all of its micro-batches: bringing its weights may take long.
 
     Args:
         teachers: by name.
-        batch: a micro-batch.
+        batches: micro-batches.
         all_asked: whether teachers that have nothing to score take part too: other ranks may wait for them.
 
     Returns:
-        The batch with `teacher` set: NaN where no teacher scored.
+        The micro-batches with `teacher` set: NaN where no teacher scored.
     """
-    known = batch.teacher
-    if known is None:
-        unknown = torch.full((batch.num_tokens,), torch.nan, device=batch.tokens.device)
-        known = Scores(log_probs=unknown, temperature=batch.rollout.temperature, model="teacher")
-    missing = batch.mask & known.log_probs.isnan()
-    log_probs = known.log_probs
+    scored = [_with_scores(batch) for batch in batches]
     for name, teacher in teachers.items():
-        theirs = [i for i, named in enumerate(batch.teacher_name) if named == name]
-        mine = torch.zeros(batch.num_sequences, dtype=torch.bool, device=log_probs.device)
-        mine[theirs] = True
-        wanted = missing & mine[batch.seq]
-        if not all_asked and not bool(wanted.any()):
+        if not all_asked and not any(bool(_wanted(name, batch).any()) for batch in scored):
             continue
-        # The whole micro-batch when it is all theirs, so that teacher and student compute the same shapes.
-        part = batch.replace(mask=wanted)
-        part = part if len(theirs) == batch.num_sequences else part.take(theirs)
-        scored = teacher.score_inline(part, Signal.sampled)
-        log_probs = log_probs.masked_scatter(mine[batch.seq], scored.to(log_probs.dtype)).where(wanted, log_probs)
-    return batch.replace(
-        teacher=Scores(log_probs=log_probs, temperature=known.temperature, model=known.model, version=known.version)
-    )
+        with teacher.ready():
+            scored = [_filled(name, teacher, batch, all_asked=all_asked) for batch in scored]
+    return scored
+
+
+def _with_scores(batch: TokenBatch) -> TokenBatch:
+    if batch.teacher is not None:
+        return batch
+    unknown = torch.full((batch.num_tokens,), torch.nan, device=batch.tokens.device)
+    return batch.replace(teacher=Scores(log_probs=unknown, temperature=batch.rollout.temperature, model="teacher"))
+
+
+def _sequences(name: str, batch: TokenBatch) -> list[int]:
+    return [i for i, named in enumerate(batch.teacher_name) if named == name]
+
+
+def _tokens(name: str, batch: TokenBatch) -> Tensor:
+    """[T], whether a token's sequence has this teacher."""
+    mine = torch.zeros(batch.num_sequences, dtype=torch.bool, device=batch.tokens.device)
+    mine[_sequences(name, batch)] = True
+    return mine[batch.seq]
+
+
+def _wanted(name: str, batch: TokenBatch) -> Tensor:
+    """[T], the tokens that this teacher has to score."""
+    assert batch.teacher is not None
+    return batch.mask & batch.teacher.log_probs.isnan() & _tokens(name, batch)
+
+
+def _filled(name: str, teacher: InlineTeacher, batch: TokenBatch, *, all_asked: bool) -> TokenBatch:
+    """The batch with the scores of one teacher."""
+    wanted, known = _wanted(name, batch), batch.teacher
+    assert known is not None
+    if not all_asked and not bool(wanted.any()):
+        return batch
+    # The whole micro-batch when it is all theirs, so that teacher and student compute the same shapes.
+    part, theirs = batch.replace(mask=wanted), _sequences(name, batch)
+    part = part if len(theirs) == batch.num_sequences else part.take(theirs)
+    scored = teacher.score_inline(part, Signal.sampled).to(known.log_probs.dtype)
+    log_probs = known.log_probs.masked_scatter(_tokens(name, batch), scored).where(wanted, known.log_probs)
+    return batch.replace(teacher=dataclasses.replace(known, log_probs=log_probs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +144,9 @@ class ForwardBackward:
             TrainingDiverged: the loss of a micro-batch is not finite.
         """
         outcome = Outcome()
-        prepared = (prepare(batch, self.model.runtime) for batch in micro_batches)
-        scored = (self._with_teacher(micro_batch, outcome) for micro_batch in prepared)
+        prepared: Iterable[MicroBatch] = (prepare(batch, self.model.runtime) for batch in micro_batches)
+        if self.teachers:
+            prepared = self._with_teachers(list(prepared), outcome)
 
         def share(number: int, micro_batch: MicroBatch, logits: Tensor | None) -> Tensor:
             total = self._loss(logits, micro_batch, loss, outcome)
@@ -126,18 +155,16 @@ class ForwardBackward:
             outcome.loss += float(total.detach())
             return total
 
-        forward_backward(self.model, self.chunks, micro_batches, scored, share)
+        forward_backward(self.model, self.chunks, micro_batches, prepared, share)
         return outcome
 
-    def _with_teacher(self, micro_batch: MicroBatch, outcome: Outcome) -> MicroBatch:
-        if not self.teachers:
-            return micro_batch
+    def _with_teachers(self, micro_batches: Sequence[MicroBatch], outcome: Outcome) -> list[MicroBatch]:
         watch = Stopwatch(self.model.runtime.device)
-        batch = score_inline(self.teachers, micro_batch.batch, all_asked=self.model.runtime.ep_size > 1)
-        assert batch.teacher is not None
-        outcome.teacher.append(batch.teacher.log_probs.cpu())
-        outcome.teacher_s += watch.lap()
-        return dataclasses.replace(micro_batch, batch=batch)
+        all_asked = self.model.runtime.ep_size > 1
+        batches = score_inline(self.teachers, [micro_batch.batch for micro_batch in micro_batches], all_asked=all_asked)
+        outcome.teacher = [batch.teacher.log_probs.cpu() for batch in batches if batch.teacher is not None]
+        outcome.teacher_s = watch.lap()
+        return [dataclasses.replace(m, batch=batch) for m, batch in zip(micro_batches, batches, strict=True)]
 
     def _loss(self, logits: Tensor | None, micro_batch: MicroBatch, loss: TokenLoss, outcome: Outcome) -> Tensor:
         batch = micro_batch.batch

@@ -3,7 +3,7 @@
 A plain class: nothing in here knows what runs it. Every method but `health` is collective: call it on all ranks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,13 +13,15 @@ from torch import Tensor
 from opd_trainer.errors import OpdError
 from opd_trainer.megatron import checkpoint
 from opd_trainer.megatron.critic import Critic
-from opd_trainer.megatron.frozen import FrozenModel
+from opd_trainer.megatron.frozen import FrozenModel, load_frozen
 from opd_trainer.megatron.huggingface import describe, export_hf_weights, save_hf_folder
-from opd_trainer.megatron.micro_batch import Scoring, prepare, score
+from opd_trainer.megatron.live_weights import STUDENT, LiveWeights
+from opd_trainer.megatron.micro_batch import Scoring, on_device, prepare, score
 from opd_trainer.megatron.optimizer import Optimizer, wrap
+from opd_trainer.megatron.outbox import Outbox
 from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.megatron.source import LoadedModel, load_model
-from opd_trainer.megatron.spec import Place, RankUpdate, WorkerSpec
+from opd_trainer.megatron.spec import Place, RankUpdate, WorkerSpec, place_of
 from opd_trainer.megatron.update import ForwardBackward, Stopwatch, score_inline
 from opd_trainer.protocols import InlineTeacher, TokenLoss
 from opd_trainer.types import TokenBatch
@@ -42,12 +44,13 @@ class MegatronWorker:
         self._runtime = MegatronRuntime(rank, world_size, rendezvous, spec.megatron, spec.seed)
         self._scoring = Scoring(spec.temperature, spec.megatron.log_prob_chunk_tokens)
         self._student: LoadedModel | None = None
+        self._live: LiveWeights | None = None
         self._optimizer: Optimizer | None = None
         self._forward_backward: ForwardBackward | None = None
         self._teachers: dict[str, InlineTeacher] = {}
         self._reference: FrozenModel | None = None
         self._critic: Critic | None = None
-        self._export: Iterator[list[tuple[str, Tensor]]] | None = None
+        self._outbox = Outbox()
 
     def start(self) -> None:
         """Joins the other workers, builds and loads the models.
@@ -58,9 +61,10 @@ class MegatronWorker:
         spec = self._spec
         self._runtime.start()
         self._student = load_model(self._runtime, spec.model, spec.megatron, vocab_size=spec.vocab_size, trainable=True)
-        self._teachers = {name: builder.build(self._runtime) for name, builder in spec.teachers.items()}
+        self._live = live = LiveWeights(self._student.model)
+        self._teachers = {name: builder.build(live) for name, builder in spec.teachers.items()}
         if spec.reference is not None:
-            self._reference = FrozenModel.load(self._runtime, spec.reference, spec.megatron, self._scoring)
+            self._reference = load_frozen(spec.reference_placement, "reference", live, spec.reference, self._scoring)
         chunks = wrap(self._student.model.modules, spec.megatron)
         self._optimizer = Optimizer(chunks, spec.megatron, spec.total_steps)
         self._forward_backward = ForwardBackward(self._student.model, chunks, self._scoring, self._teachers)
@@ -70,7 +74,8 @@ class MegatronWorker:
     def close(self) -> None:
         """Frees the models and tears down the process groups and patches. Safe to call twice, or before `start`."""
         self._student = self._optimizer = self._forward_backward = None
-        self._reference = self._critic = self._export = None
+        self._live = self._reference = self._critic = None
+        self._outbox = Outbox()
         self._teachers = {}
         self._runtime.close()
 
@@ -80,12 +85,7 @@ class MegatronWorker:
 
     def place(self) -> Place:
         """Where this worker is."""
-        runtime = self._runtime
-        return Place(
-            dp_rank=runtime.dp_rank,
-            dp_size=runtime.dp_size,
-            reports=runtime.is_last_stage and runtime.tp_rank == 0 and runtime.cp_rank == 0,
-        )
+        return place_of(self._runtime)
 
     def update(self, micro_batches: Sequence[TokenBatch], loss: TokenLoss) -> RankUpdate:
         """One optimizer step on the sum of weight * loss over the micro-batches of all data-parallel ranks.
@@ -100,12 +100,14 @@ class MegatronWorker:
             TrainingDiverged: a loss or gradient is not finite.
         """
         optimizer, forward_backward = _started(self._optimizer), _started(self._forward_backward)
+        self._require_student("an update")
         if self._runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._runtime.device)
         watch = Stopwatch(self._runtime.device)
         optimizer.zero_grad()
         outcome = forward_backward(micro_batches, loss, optimizer.num_steps)
         both_s = watch.lap()
+        self._require_student("an optimizer step")
         stepped = optimizer.step()
         seconds = {
             "teacher": outcome.teacher_s,
@@ -138,25 +140,33 @@ class MegatronWorker:
         Raises:
             OpdError: there is no such model.
         """
-        return [self._score(batch, model) for batch in micro_batches]
-
-    def _score(self, batch: TokenBatch, model: str) -> Tensor:
-        prepared = prepare(batch, self._runtime)
+        self._require_student("scoring")
+        prepared = (prepare(batch, self._runtime) for batch in micro_batches)
         if model == "student":
-            return score(_started(self._student).model, prepared, self._scoring).cpu()
+            student = _started(self._student).model
+            return [score(student, micro_batch, self._scoring).cpu() for micro_batch in prepared]
         if model == "reference" and self._reference is not None:
-            return self._reference.score(prepared).cpu()
+            with self._reference.ready():
+                return [self._reference.score(micro_batch).cpu() for micro_batch in prepared]
         if model == "critic" and self._critic is not None:
-            return self._critic.values(prepared).cpu()
+            return [self._critic.values(micro_batch).cpu() for micro_batch in prepared]
         kind, _, name = model.partition(":")
         if kind == "teacher" and (name in self._teachers or not name):
-            teachers = {name: self._teachers[name]} if name else self._teachers
-            names = (name,) * batch.num_sequences if name else batch.teacher_name
-            asked = prepared.batch.replace(teacher=None, teacher_name=names)
-            scored = score_inline(teachers, asked, all_asked=self._runtime.ep_size > 1).teacher
-            assert scored is not None
-            return scored.log_probs.cpu()
+            return self._score_by_teachers(name, [on_device(batch, self._runtime.device) for batch in micro_batches])
         raise self._unknown(model)
+
+    def _score_by_teachers(self, name: str, batches: Sequence[TokenBatch]) -> list[Tensor]:
+        """By the teacher `name`, or by each sequence's own."""
+        teachers = {name: self._teachers[name]} if name else self._teachers
+        asked = [
+            batch.replace(teacher=None, teacher_name=(name,) * batch.num_sequences if name else batch.teacher_name)
+            for batch in batches
+        ]
+        scored = score_inline(teachers, asked, all_asked=self._runtime.ep_size > 1)
+        return [batch.teacher.log_probs.cpu() for batch in scored if batch.teacher is not None]
+
+    def _require_student(self, purpose: str) -> None:
+        _started(self._live).require(STUDENT, purpose)
 
     def _unknown(self, model: str) -> OpdError:
         beside = {"reference": self._reference, "critic": self._critic}
@@ -167,6 +177,7 @@ class MegatronWorker:
     def save(self, directory: Path) -> None:
         """Writes weights, optimizer, schedule and RNG into `directory`, which exists and holds no checkpoint."""
         student = _started(self._student)
+        self._require_student("saving")
         checkpoint.save(directory, student.model, _started(self._optimizer))
         if self._runtime.rank == 0:
             describe(student.model, directory, student.folder)
@@ -179,6 +190,7 @@ class MegatronWorker:
         Raises:
             CheckpointError: `directory` holds no training state of this model.
         """
+        self._require_student("restoring")
         checkpoint.restore(directory, _started(self._student).model, _started(self._optimizer))
         if self._critic is not None:
             self._critic.restore(directory)
@@ -200,7 +212,7 @@ class MegatronWorker:
             tensors = self._teachers[name].export()
         else:
             raise self._unknown(model)
-        self._export = _buckets(tensors, bucket_bytes)
+        self._outbox.fill(tensors, bucket_bytes)
 
     def next_bucket(self) -> list[tuple[str, Tensor]] | None:
         """The next (Hugging Face name, full tensor on the CPU) pairs; None at the end.
@@ -208,15 +220,13 @@ class MegatronWorker:
         Tensors may share memory with the live weights: copy them before the next update. Only rank 0 has tensors; the
         lists of the others are empty.
         """
-        bucket = next(_started(self._export), None)
-        if bucket is None:
-            self._export = None
-            return None
-        return [(name, tensor.cpu()) for name, tensor in bucket] if self._runtime.rank == 0 else []
+        self._require_student("handing out weights")
+        return self._outbox.next(keep=self._runtime.rank == 0)
 
     def export(self, directory: Path) -> None:
         """Writes the student as a Hugging Face folder that transformers loads."""
         student = _started(self._student)
+        self._require_student("exporting")
         save_hf_folder(student.model, directory, student.folder)
 
     def _peak_memory_bytes(self) -> int:
@@ -228,16 +238,3 @@ def _started(value: T | None) -> T:
     if value is None:
         raise OpdError("the training worker is not started, or is closed")
     return value
-
-
-def _buckets(tensors: Iterator[tuple[str, Tensor]], bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    bucket: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, tensor in tensors:
-        if bucket and size + tensor.nbytes > bucket_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor))
-        size += tensor.nbytes
-    if bucket:
-        yield bucket

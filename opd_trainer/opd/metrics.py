@@ -13,6 +13,8 @@ from opd_trainer.metrics import Metrics
 from opd_trainer.types import TokenBatch
 
 NUM_DECILES = 10
+ROUNDING = 1e-6
+"""Nats that float32 rounding may account for."""
 
 
 def valid_tokens(teacher: Float[Tensor, " T"], mask: Bool[Tensor, " T"]) -> Bool[Tensor, " T"]:
@@ -50,6 +52,33 @@ def opd_metrics(
     # The EOS of the sequences that stopped by themselves.
     last = valid & jagged.last_of(batch.seq, mask, batch.num_sequences) & ~batch.truncated[batch.seq]
     return metrics.mean("opd/eos_gap", reverse_kl, last) if bool(last.any()) else metrics
+
+
+def likeness(
+    student: Float[Tensor, " T"], teacher: Float[Tensor, " T"], rollout: Float[Tensor, " T"], mask: Bool[Tensor, " T"]
+) -> str | None:
+    """A warning when the teacher cannot be told from the student: they differ as little as two computations of the same
+    model do; None otherwise.
+
+    Args:
+        student: [T] live log-probs before the first update.
+        teacher: [T] teacher log-probs, NaN where unknown.
+        rollout: [T] the engine's log-probs under the same weights, NaN where unknown.
+        mask: [T] unmasked tokens.
+    """
+    valid = valid_tokens(teacher, mask)
+    if not bool(valid.any()):
+        return None
+    gap = float((student - teacher)[valid].abs().mean())
+    known = valid & torch.isfinite(rollout)
+    floor = float((student - rollout)[known].abs().mean()) if bool(known.any()) else 0.0
+    if gap > 2 * floor + ROUNDING:
+        return None
+    return (
+        f"THE TEACHER CANNOT BE TOLD FROM THE STUDENT: before the first update their log-probs differ by {gap:.2g} "
+        f"nats a token, those of engine and trainer under the same weights by {floor:.2g}. There is nothing to distil. "
+        "Unless this is a control run, see whether teacher.load and teacher.ckpt_step name the student's own weights"
+    )
 
 
 def percentile(values: Float[Tensor, " M"], fraction: float) -> float:

@@ -44,6 +44,39 @@ class ResidentTeacher(TeacherConfig):
 
 
 @dataclass(slots=True)
+class OffloadTeacher(TeacherConfig):
+    """A Megatron model of its own beside the student, whose weights are in host memory between uses."""
+
+
+@dataclass(slots=True)
+class SwapTeacher(TeacherConfig):
+    """The student's own module, with weights exchanged while the teacher scores: shapes must be identical."""
+
+
+@dataclass(slots=True)
+class DedicatedTeacher(TeacherConfig):
+    """Megatron workers of its own, in a layout of its own, that score while responses still arrive; on cluster=ray."""
+
+    num_workers: int = 1
+    """Its workers; tensor x pipeline x context parallel sizes must divide it."""
+    tensor_parallel: int = 1
+    """Its ranks that share each layer's matrices."""
+    pipeline_parallel: int = 1
+    """Its ranks that share the layers."""
+    context_parallel: int = 1
+    """Its ranks that share each sequence."""
+    expert_parallel: int = 1
+    """Its ranks of a pipeline stage that share the experts."""
+    sequence_parallel: bool = False
+    """Shard its norms and residual stream over tensor-parallel ranks; a mixture of experts needs it there."""
+    max_tokens_per_device: int = 8192
+    """Budget of its packed micro-batches, tokens; used with `pack`."""
+    pack: bool = False
+    """Pack the responses that wait into shared micro-batches: faster where they are short, but a log-prob then depends,
+    by rounding, on what happened to arrive together. Otherwise each response is computed alone."""
+
+
+@dataclass(slots=True)
 class ServerTeacher(TeacherConfig):
     """What SGLang teachers have in common."""
 

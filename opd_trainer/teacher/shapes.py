@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from opd_trainer.errors import ConfigError, ShapeMismatch
 from opd_trainer.megatron.families.base import Architecture, hf_shapes
+from opd_trainer.megatron.live_weights import interchangeable
 from opd_trainer.model.identity import ModelProfile, check_compatible
 
 SHAPE_FIELDS = (
@@ -50,6 +51,32 @@ def check_same_shape(key: str, student: Architecture, teacher: Architecture) -> 
         f"parameters differ in name or shape), and {key}.model, which would give it a shape of its own, is not set:\n"
         f"{table}\n"
         f"Declare the teacher's own model with +model@{key}.model=default, or score it on a server with opd=sglang"
+    )
+
+
+def check_interchangeable(key: str, student: Architecture, teacher: Architecture) -> None:
+    """Compares everything that one module would have to be for both.
+
+    Args:
+        key: the teacher's configuration key, for the message.
+        student: the student's architecture.
+        teacher: the teacher's architecture.
+
+    Raises:
+        ShapeMismatch: the module of the one does not compute what that of the other does.
+    """
+    if interchangeable(student, teacher):
+        return
+    rows = [
+        (field.name, str(getattr(student, field.name)), str(getattr(teacher, field.name)))
+        for field in dataclasses.fields(Architecture)
+        if getattr(student, field.name) != getattr(teacher, field.name)
+    ]
+    table = _table([("", "student", "teacher"), *rows])
+    choose = "teacher=" if key == "teacher" else f"+teacher@{key}="
+    raise ShapeMismatch(
+        f"{key}: swap computes student and teacher with the same module, and they are different models:\n{table}\n"
+        f"Choose {choose}offload (its own module, on the host between uses), {choose}resident or {choose}dedicated"
     )
 
 

@@ -171,6 +171,50 @@ def test_refused(check: Any, arguments: tuple[str, ...], key: str) -> None:
     assert key in check.keys, check.message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "key", "fix"),
+    [
+        (("teacher=dedicated",), "teacher", "cluster=ray"),
+        (
+            ("+teacher@teachers.maths=dedicated", "teachers.maths.load=demo:teacher"),
+            "teachers",
+            "all of them dedicated",
+        ),
+        (
+            ("teacher=dedicated", "cluster=ray", "teacher.tensor_parallel=2"),
+            "teacher.num_workers",
+            "Set teacher.num_workers to a multiple of 2",
+        ),
+        (
+            ("teacher=dedicated", "cluster=ray", "teacher.pack=true", "teacher.max_tokens_per_device=0"),
+            "teacher.max_tokens_per_device",
+            "8192",
+        ),
+        (("teacher=swap", "+model@teacher.model=base"), "teacher.model", "teacher=offload"),
+        (("teacher=offload", "teacher.load=null"), "teacher.load", "teacher.load=DIR"),
+    ],
+)
+def test_placements_refused(check: Any, arguments: tuple[str, ...], key: str, fix: str) -> None:
+    assert not check(*arguments)
+    assert key in check.keys, check.message
+    assert fix in check.message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("teacher=offload",),
+        ("teacher=swap",),
+        ("teacher=dedicated", "cluster=ray", "teacher.num_workers=4", "teacher.tensor_parallel=2"),
+        ("teacher=swap", "+teacher@teachers.maths=offload", "teachers.maths.load=demo:teacher"),
+        ("teacher=dedicated", "cluster=inprocess", "opd=off"),
+        ("reference.kl_coef=0.1", "reference.placement=swap"),
+    ],
+)
+def test_placements_accepted(check: Any, arguments: tuple[str, ...]) -> None:
+    assert check(*arguments), check.message
+
+
 def test_one_sample_per_prompt_is_fine_with_a_teacher(check: Any) -> None:
     assert check("rollout.samples_per_prompt=1"), check.message
 

@@ -6,7 +6,7 @@ import torch
 
 from opd_trainer.megatron.worker import MegatronWorker
 from opd_trainer.teacher.config import ResidentTeacher
-from opd_trainer.teacher.resident import resident_teacher
+from opd_trainer.teacher.inline import inline_teacher
 from tests.gloo import run_gloo
 from tests.megatron import training
 from tests.megatron.training import Distill, weights
@@ -22,7 +22,7 @@ def distill(rank: int, world_size: int, rendezvous: str, folders: tuple[Path, Pa
     outcomes = []
     for number, layout in enumerate(layouts):
         plain = training.spec(student, lr=1e-4, **layout)
-        resident = resident_teacher("default", ResidentTeacher(load=str(teacher)), plain.model, plain.megatron, 1.0)
+        resident = inline_teacher("default", ResidentTeacher(load=str(teacher)), plain.model, plain.megatron, 1.0)
         spec = training.spec(student, lr=1e-4, teachers={"default": resident}, **layout)
         worker = MegatronWorker(spec, rank, world_size, f"{rendezvous}{number}")
         worker.start()

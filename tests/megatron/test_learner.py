@@ -11,7 +11,7 @@ from opd_trainer.megatron.learner import MegatronLearner
 from opd_trainer.megatron.worker import MegatronWorker
 from opd_trainer.protocols import Learner
 from opd_trainer.teacher.config import ResidentTeacher
-from opd_trainer.teacher.resident import resident_teacher
+from opd_trainer.teacher.inline import inline_teacher
 from tests.megatron import training
 from tests.megatron.training import WeightedNll, started
 
@@ -24,7 +24,7 @@ def student(tmp_path_factory):
 @pytest.fixture(scope="module")
 def spec(student):
     plain = training.spec(student)
-    teacher = resident_teacher("default", ResidentTeacher(load=str(student)), plain.model, plain.megatron, 1.0)
+    teacher = inline_teacher("default", ResidentTeacher(load=str(student)), plain.model, plain.megatron, 1.0)
     return training.spec(student, teachers={"default": teacher})
 
 

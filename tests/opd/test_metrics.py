@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from opd_trainer.opd.metrics import advantage_share, deciles, opd_metrics, percentile
+from opd_trainer.opd.metrics import advantage_share, deciles, likeness, opd_metrics, percentile
 from tests.laws.options import NAN, batch_of
 
 
@@ -56,3 +56,17 @@ def test_advantage_share_golden() -> None:
     base, final = torch.tensor([3.0, -2.0, 9.0]), torch.tensor([2.0, 0.0, 9.0])
     assert advantage_share(base, final, torch.tensor([True, True, False])) == pytest.approx(3 / 8)
     assert advantage_share(base, base, torch.zeros(3, dtype=torch.bool)) == 0.0
+
+
+def test_likeness_is_measured_against_the_floor_of_engine_and_trainer() -> None:
+    student = torch.tensor([-1.0, -2.0, -0.5, torch.nan])
+    mask = torch.tensor([True, True, True, False])
+    near, far = student + 1e-3, student + 0.3
+    assert likeness(student, student.clone(), student, mask) is not None
+    assert likeness(student, near, student, mask) is None
+    warning = likeness(student, near, student - 1e-3, mask)
+    assert warning is not None
+    assert "0.001 nats a token" in warning
+    assert likeness(student, far, student - 1e-3, mask) is None
+    assert likeness(student, torch.full_like(student, torch.nan), student, mask) is None
+    assert likeness(student, far, torch.full_like(student, torch.nan), mask) is None

@@ -9,7 +9,7 @@ from opd_trainer.megatron.optimizer import has_gradient_buffers
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.protocols import InlineTeacher
 from opd_trainer.teacher.config import ResidentTeacher as ResidentTeacherConfig
-from opd_trainer.teacher.resident import ResidentTeacher, resident_teacher
+from opd_trainer.teacher.inline import MegatronTeacher, inline_teacher
 from opd_trainer.types import Scores, Signal
 from tests.megatron import training
 from tests.megatron.training import Distill, WeightedNll, started
@@ -28,7 +28,7 @@ def folders(tmp_path_factory):
 def builder(folders, which="teacher", name="default", *, own_model=False, temperature=1.0):
     spec = training.spec(folders["student"])
     teacher = ResidentTeacherConfig(load=str(folders[which]), model=ModelConfig() if own_model else None)
-    return resident_teacher(name, teacher, spec.model, spec.megatron, temperature)
+    return inline_teacher(name, teacher, spec.model, spec.megatron, temperature)
 
 
 def spec(folders, **teachers):
@@ -79,7 +79,7 @@ def test_a_resident_teacher_has_no_gradients_and_leaves_the_students_settings(fo
     with started(told) as worker:
         worker.update([training.batch()], Distill())
         teacher = worker._teachers["default"]
-        assert isinstance(teacher, ResidentTeacher)
+        assert isinstance(teacher, MegatronTeacher)
         parameters = [p for module in teacher.frozen.model.modules for p in module.parameters()]
         assert not any(p.requires_grad or p.grad is not None or hasattr(p, "main_grad") for p in parameters)
         assert not any(has_gradient_buffers(module) for module in teacher.frozen.model.modules)
