@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from opd_trainer.rollout.config import EmbeddedRollout
@@ -32,6 +32,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**SIZES),
@@ -41,6 +42,8 @@ CONFIGS: dict[str, Any] = {
     "qwen2_tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SIZES),
     "qwen3_tied_yarn": Qwen3Config(**SIZES, tie_word_embeddings=True, rope_parameters=YARN),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **EXPERTS, norm_topk_prob=True),
+    "qwen3_moe_unnormalized": Qwen3MoeConfig(**SIZES, **EXPERTS, norm_topk_prob=False),
 }
 
 
@@ -63,7 +66,18 @@ def random_model(config: Any, seed: int = 0, scale: float = 0.3) -> Any:
 
 
 def tensors(model: Any) -> list[tuple[str, Tensor]]:
-    return [(name, parameter.detach()) for name, parameter in model.named_parameters()]
+    """Under the names of files, where experts are apart."""
+    found: list[tuple[str, Tensor]] = []
+    for name, parameter in model.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        if not path.endswith(".experts"):
+            found.append((name, parameter.detach()))
+            continue
+        projections = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else ("down_proj",)
+        for index, expert in enumerate(parameter.detach()):
+            parts = zip(projections, expert.chunk(len(projections)), strict=True)
+            found += [(f"{path}.{index}.{projection}.weight", part) for projection, part in parts]
+    return found
 
 
 def stream(named: Sequence[tuple[str, Tensor]], version: int, bucket: int = 5) -> WeightStream:

@@ -1,9 +1,9 @@
 import pytest
-from transformers import GPT2Config, LlamaConfig, Qwen2Config
+from transformers import GPT2Config, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from opd_trainer.errors import UserError
 from opd_trainer.rollout.embedded.shape import DecoderShape
-from tests.rollout.models import CONFIGS, SIZES
+from tests.rollout.models import CONFIGS, EXPERTS, SIZES
 
 
 def test_head_dim_defaults_to_an_even_share_of_the_hidden_size():
@@ -22,6 +22,7 @@ def test_biases_follow_the_family(name: str, qkv: bool, output: bool):
     [
         (GPT2Config(), "model_type 'gpt2'"),
         (LlamaConfig(**SIZES, hidden_act="gelu"), "hidden_act 'gelu'"),
+        (Qwen3MoeConfig(**SIZES, **EXPERTS, mlp_only_layers=[1]), "layers without experts"),
         (Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=1), "sliding-window"),
         (
             LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),

@@ -1,4 +1,4 @@
-"""The forward pass of a dense decoder, shared by prefill and decoding; who attends to what is the caller's.
+"""The forward pass of a decoder, shared by prefill and decoding; who attends to what is the caller's.
 
 N = tokens (of all rows, flat), H = hidden size, D = head dim. All functions run without gradient.
 """
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opd_trainer.rollout.embedded.shape import DecoderShape
-from opd_trainer.rollout.embedded.weights import DecoderWeights
+from opd_trainer.rollout.embedded.shape import DecoderShape, ExpertShape
+from opd_trainer.rollout.embedded.weights import DecoderWeights, ExpertWeights, MlpWeights
 
 
 class Attend(Protocol):
@@ -40,7 +40,7 @@ def forward(weights: DecoderWeights, tokens: Tensor, rotation: Tensor, attend: A
     rotation = rotation.unsqueeze(1)
     for index in range(weights.shape.num_layers):
         _attention(weights, index, hidden, rotation, attend)
-        _mlp(weights, index, hidden)
+        _feed_forward(weights, index, hidden)
     return hidden
 
 
@@ -72,12 +72,35 @@ def _attention(weights: DecoderWeights, index: int, hidden: Tensor, rotation: Te
     _add_linear(hidden, attend(index, query, key, value), layer.output, layer.output_bias)
 
 
-def _mlp(weights: DecoderWeights, index: int, hidden: Tensor) -> None:
-    """Adds the SwiGLU of a layer to `hidden`."""
-    layer = weights.layers[index]
+def _feed_forward(weights: DecoderWeights, index: int, hidden: Tensor) -> None:
+    """Adds the SwiGLU of a layer, or its experts', to `hidden`."""
+    layer, experts = weights.layers[index], weights.shape.experts
     x = rms_norm(hidden, layer.mlp_norm, weights.shape.norm_eps)
-    gate, up = F.linear(x, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-    _add_linear(hidden, F.silu(gate).mul_(up), layer.down, layer.down_bias)
+    if isinstance(layer.feed_forward, MlpWeights):
+        mlp = layer.feed_forward
+        _add_linear(hidden, _gated(x, mlp), mlp.down, mlp.down_bias)
+    else:
+        assert experts is not None, "a layer has experts where the shape has"
+        _add_experts(hidden, x, layer.feed_forward, experts)
+
+
+def _gated(x: Tensor, mlp: MlpWeights) -> Tensor:
+    """The hidden layer [N, F] of a SwiGLU (arXiv 2002.05202, eq. 6)."""
+    gate, up = F.linear(x, mlp.gate_up, mlp.gate_up_bias).chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def _add_experts(hidden: Tensor, x: Tensor, weights: ExpertWeights, shape: ExpertShape) -> None:
+    """Adds what each token's experts make of it, in proportion to their probabilities (Qwen3's router)."""
+    probabilities = F.linear(x, weights.router).float().softmax(-1)
+    share, chosen = probabilities.topk(shape.per_token, dim=-1)
+    if shape.normalize:
+        share /= share.sum(-1, keepdim=True)
+    for index in chosen.unique().tolist():
+        tokens, rank = (chosen == index).nonzero(as_tuple=True)
+        expert = weights.experts[index]
+        out = F.linear(_gated(x[tokens], expert), expert.down, expert.down_bias)
+        hidden.index_add_(0, tokens, out * share[tokens, rank, None].to(out.dtype))
 
 
 def _add_linear(hidden: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

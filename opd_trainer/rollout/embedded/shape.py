@@ -1,6 +1,7 @@
 """What the embedded decoder must know of a model, read from its Hugging Face config.
 
-Dense decoders of the families Llama, Qwen2 (Qwen2.5) and Qwen3: RMSNorm, grouped-query attention, RoPE, SwiGLU.
+Decoders of the families Llama, Qwen2 (Qwen2.5) and Qwen3, dense or (Qwen3) with experts: RMSNorm, grouped-query
+attention, RoPE, SwiGLU.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,25 @@ from torch import Tensor
 
 from opd_trainer.errors import UserError
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
 _ROPE_TYPES = ("linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertShape:
+    """Sizes and switches of the experts in every layer.
+
+    Attributes:
+        count: experts of a layer.
+        per_token: experts that compute a token: those with the largest probabilities.
+        intermediate_size: width of an expert's SwiGLU hidden layer.
+        normalize: the probabilities of a token's experts are divided by their sum.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalize: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +40,8 @@ class DecoderShape:
     Attributes:
         vocab_size: rows of the embedding and of the output head.
         hidden_size: width of the residual stream.
-        intermediate_size: width of the SwiGLU hidden layer.
+        intermediate_size: width of the SwiGLU hidden layer of a dense decoder.
+        experts: in place of one SwiGLU per layer; None for a dense decoder.
         num_layers: transformer layers.
         num_heads: query heads.
         num_kv_heads: key/value heads; divides `num_heads`.
@@ -41,6 +60,7 @@ class DecoderShape:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
+    experts: ExpertShape | None
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -76,12 +96,13 @@ class DecoderShape:
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
+            experts=_experts(config) if family == "qwen3_moe" else None,
             num_layers=config.num_hidden_layers,
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
             head_dim=head_dim,
             norm_eps=config.rms_norm_eps,
-            qk_norm=family == "qwen3",
+            qk_norm=family in ("qwen3", "qwen3_moe"),
             qkv_bias=family == "qwen2" or attention_bias,
             output_bias=family != "qwen2" and attention_bias,
             mlp_bias=bool(getattr(config, "mlp_bias", False)),
@@ -95,6 +116,17 @@ class DecoderShape:
 def _unsupported(what: str, why: str) -> UserError:
     return UserError(
         f"rollout: the embedded engine does not decode {what}: {why}. Use another model, or rollout=sglang"
+    )
+
+
+def _experts(config: Any) -> ExpertShape:
+    if config.mlp_only_layers or config.decoder_sparse_step != 1:
+        raise _unsupported("layers without experts among others that have some", "it expects them in every layer")
+    return ExpertShape(
+        count=config.num_experts,
+        per_token=config.num_experts_per_tok,
+        intermediate_size=config.moe_intermediate_size,
+        normalize=config.norm_topk_prob,
     )
 
 

@@ -18,8 +18,38 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MlpWeights:
+    """A SwiGLU; H = hidden, F = intermediate size.
+
+    Attributes:
+        gate_up: [2F, H] fused projections.
+        gate_up_bias: [2F] or None.
+        down: [H, F].
+        down_bias: [H] or None.
+    """
+
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWeights:
+    """The experts of a layer.
+
+    Attributes:
+        router: [experts, H].
+        experts: a SwiGLU each.
+    """
+
+    router: Tensor
+    experts: tuple[MlpWeights, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
-    """One transformer layer; H = hidden, A = heads * head_dim, K = KV heads * head_dim, F = intermediate size.
+    """One transformer layer; H = hidden, A = heads * head_dim, K = KV heads * head_dim.
 
     Attributes:
         input_norm: [H] RMSNorm before attention.
@@ -28,11 +58,8 @@ class LayerWeights:
         qk_norm: [heads + KV heads, head_dim], the two head norms repeated for each head, or None.
         output: [H, A] attention output projection.
         output_bias: [H] or None.
-        mlp_norm: [H] RMSNorm before the MLP.
-        gate_up: [2F, H] fused projections.
-        gate_up_bias: [2F] or None.
-        down: [H, F].
-        down_bias: [H] or None.
+        mlp_norm: [H] RMSNorm before the feed-forward layer.
+        feed_forward: a SwiGLU, or experts.
     """
 
     input_norm: Tensor
@@ -42,10 +69,7 @@ class LayerWeights:
     output: Tensor
     output_bias: Tensor | None
     mlp_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    feed_forward: MlpWeights | ExpertWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +168,13 @@ class DecoderWeights:
         return whole
 
     def _layer(self, prefix: str) -> LayerWeights:
-        shape, attention, mlp = self.shape, f"{prefix}.self_attn", f"{prefix}.mlp"
-        hidden, inner, pairs = shape.hidden_size, shape.intermediate_size, shape.head_dim // 2
+        shape, attention = self.shape, f"{prefix}.self_attn"
+        hidden, pairs = shape.hidden_size, shape.head_dim // 2
         query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
 
         def qkv(kind: str, *columns: int) -> Tensor:
             parts = [("q_proj", query, pairs), ("k_proj", key, pairs), ("v_proj", key, 0)]
             return self._fused([(f"{attention}.{name}.{kind}", rows, pair) for name, rows, pair in parts], *columns)
-
-        def gate_up(kind: str, *columns: int) -> Tensor:
-            return self._fused([(f"{mlp}.{name}.{kind}", inner, 0) for name in ("gate_proj", "up_proj")], *columns)
 
         return LayerWeights(
             input_norm=self._tensor(f"{prefix}.input_layernorm.weight", hidden),
@@ -163,8 +184,29 @@ class DecoderWeights:
             output=self._tensor(f"{attention}.o_proj.weight", hidden, query),
             output_bias=self._tensor(f"{attention}.o_proj.bias", hidden) if shape.output_bias else None,
             mlp_norm=self._tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
+            feed_forward=self._feed_forward(f"{prefix}.mlp"),
+        )
+
+    def _feed_forward(self, prefix: str) -> MlpWeights | ExpertWeights:
+        shape, experts = self.shape, self.shape.experts
+        if experts is None:
+            return self._mlp(prefix, shape.intermediate_size)
+        return ExpertWeights(
+            router=self._tensor(f"{prefix}.gate.weight", experts.count, shape.hidden_size),
+            experts=tuple(
+                self._mlp(f"{prefix}.experts.{index}", experts.intermediate_size) for index in range(experts.count)
+            ),
+        )
+
+    def _mlp(self, prefix: str, inner: int) -> MlpWeights:
+        hidden, bias = self.shape.hidden_size, self.shape.mlp_bias
+
+        def gate_up(kind: str, *columns: int) -> Tensor:
+            return self._fused([(f"{prefix}.{name}.{kind}", inner, 0) for name in ("gate_proj", "up_proj")], *columns)
+
+        return MlpWeights(
             gate_up=gate_up("weight", hidden),
-            gate_up_bias=gate_up("bias") if shape.mlp_bias else None,
-            down=self._tensor(f"{mlp}.down_proj.weight", hidden, inner),
-            down_bias=self._tensor(f"{mlp}.down_proj.bias", hidden) if shape.mlp_bias else None,
+            gate_up_bias=gate_up("bias") if bias else None,
+            down=self._tensor(f"{prefix}.down_proj.weight", hidden, inner),
+            down_bias=self._tensor(f"{prefix}.down_proj.bias", hidden) if bias else None,
         )
