@@ -1,4 +1,4 @@
-"""Files that a crash cannot leave half written."""
+"""Files and folders that a crash cannot leave half written."""
 
 import os
 from pathlib import Path
@@ -12,3 +12,26 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    _sync(path.parent)
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Gives a complete folder its name, durably: after a crash `folder` is complete or not there.
+
+    Args:
+        partial: beside `folder`, on the same file system.
+        folder: does not exist.
+    """
+    for path in [*partial.rglob("*"), partial]:
+        _sync(path)
+    partial.rename(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the list of files in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

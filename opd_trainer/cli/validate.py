@@ -1,11 +1,13 @@
 """What a configuration as a whole must satisfy. One rule = one pure function; all problems are reported together.
 
 A rule sees the configuration and what the user named (the demo's own settings do not count as named). Rules of
-`ALWAYS` hold for every task, those of `TRAINING` for task=train.
+`ALWAYS` hold for every task that runs a model, those of `TRAINING` for task=train, those of `CONVERTING` for
+task=convert.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from opd_trainer.cli.named import Named
 from opd_trainer.cluster.config import InProcessCluster, RayCluster
@@ -23,8 +25,14 @@ from opd_trainer.model.folder import inspect
 from opd_trainer.opd.config import OpdType, ScheduleKind
 from opd_trainer.opd.problems import opd_problems
 from opd_trainer.reward.config import CompositeReward, CustomReward, RemoteReward
-from opd_trainer.task.config import SftTask, TrainTask
-from opd_trainer.teacher.config import DedicatedTeacher, SglangExternalTeacher, SwapTeacher, TeacherConfig
+from opd_trainer.task.config import ConvertTask, SftTask, TrainTask
+from opd_trainer.teacher.config import (
+    DedicatedTeacher,
+    ServerTeacher,
+    SglangManagedTeacher,
+    SwapTeacher,
+    TeacherConfig,
+)
 
 Rule = Callable[[Config, Named], Iterator[Problem]]
 DEMO_PREFIX = "demo:"
@@ -39,7 +47,7 @@ def teachers(config: Config) -> Iterator[tuple[str, TeacherConfig]]:
 
 def is_server(teacher: TeacherConfig) -> bool:
     """Whether the teacher is reached over HTTP."""
-    return isinstance(teacher, SglangExternalTeacher)
+    return isinstance(teacher, ServerTeacher)
 
 
 def opd_type_is_chosen(config: Config, named: Named) -> Iterator[Problem]:
@@ -74,12 +82,14 @@ def server_teacher_loads_nothing(config: Config, named: Named) -> Iterator[Probl
     if config.opd.type is not OpdType.sglang:
         return
     for key, teacher in teachers(config):
-        if teacher.load is not None and f"{key}.load" in named:
+        managed = isinstance(teacher, SglangManagedTeacher)
+        if teacher.load is not None and f"{key}.load" in named and not managed:
+            choose = "teacher=" if key == "teacher" else f"+teacher@{key}="
             yield Problem(
                 f"{key}.load",
                 f"{teacher.load!r} with opd=sglang",
                 "the server has loaded its own weights, this path would never be read",
-                f"Drop {key}.load, or set opd=megatron to load it here",
+                f"Drop {key}.load, set opd=megatron to load it here, or {choose}sglang_managed to launch a server of it",
             )
 
 
@@ -99,12 +109,27 @@ def unused_teacher(config: Config, named: Named) -> Iterator[Problem]:
                 )
 
 
-def server_has_url(config: Config, named: Named) -> Iterator[Problem]:
-    """opd=sglang without teacher.url."""
+def server_is_known(config: Config, named: Named) -> Iterator[Problem]:
+    """opd=sglang without teacher.url, or a managed server without weights or with somebody else's URL."""
     if config.opd.type is not OpdType.sglang:
         return
     for key, teacher in teachers(config):
-        if teacher.url is None:
+        if isinstance(teacher, SglangManagedTeacher):
+            if teacher.load is None:
+                yield Problem(
+                    f"{key}.load",
+                    "null with a managed server",
+                    "the server that we launch has no weights to serve",
+                    f"Set {key}.load=DIR, a Hugging Face folder",
+                )
+            if teacher.url is not None:
+                yield Problem(
+                    f"{key}.url",
+                    f"{teacher.url!r} with a managed server",
+                    "the server that we launch has an address of its own",
+                    f"Drop {key}.url, or choose sglang_external",
+                )
+        elif teacher.url is None:
             yield Problem(
                 f"{key}.url",
                 "null with opd=sglang",
@@ -197,12 +222,6 @@ def teachers_score_at_the_same_time(config: Config, named: Named) -> Iterator[Pr
             "would not be known when the loss weights are fixed",
             "Make all of them dedicated, or none",
         )
-
-
-def server_teacher_is_built(config: Config, named: Named) -> Iterator[Problem]:
-    """This version has no client for server teachers."""
-    if config.opd.type is OpdType.sglang:
-        yield Problem("opd.type", "sglang", "this version has no server teacher", "Set opd=megatron teacher=resident")
 
 
 def algorithm(config: Config, named: Named) -> Iterator[Problem]:
@@ -356,6 +375,8 @@ def demo_paths(config: Config, named: Named) -> Iterator[Problem]:
         return
     paths = {f"{key}.load": getattr(config, key).load for key in ("model", "reference", "critic")}
     paths |= {f"{key}.load": teacher.load for key, teacher in teachers(config)}
+    if isinstance(config.task, ConvertTask):
+        paths["task.source"] = config.task.source
     datasets = [
         ("data", config.data),
         *((f"eval.datasets.{name}", data) for name, data in config.eval.datasets.items()),
@@ -366,6 +387,35 @@ def demo_paths(config: Config, named: Named) -> Iterator[Problem]:
             yield Problem(
                 key, repr(path), "only the demo's experiment builds it", "Set experiment=arithmetic, or a path"
             )
+
+
+def conversion(config: Config, named: Named) -> Iterator[Problem]:
+    """A conversion needs a checkpoint to read, and a name for what it writes."""
+    task = config.task
+    if not isinstance(task, ConvertTask):
+        return
+    if task.source is None:
+        yield Problem("task.source", "null", "there is nothing to convert", "Set task.source=DIR")
+    else:
+        yield from loadable("task.source", task.source, config.model.ckpt_step)
+    if task.target is None:
+        yield Problem("task.target", "null", "there is no place to write to", "Set task.target=DIR")
+    elif Path(task.target).expanduser().exists():
+        yield Problem("task.target", task.target, "it exists, and a conversion overwrites nothing", "Set a new folder")
+    if config.model.load is not None and "model.load" in named:
+        yield Problem("model.load", config.model.load, "a conversion reads task.source", "Set task.source instead")
+
+
+def loadable(key: str, path: str | None, ckpt_step: int | None) -> Iterator[Problem]:
+    """What keeps a model from being loaded from a path."""
+    if path is None or path.startswith(DEMO_PREFIX):
+        return
+    try:
+        inspect(path, ckpt_step)
+    except CheckpointError as error:
+        what, _, rest = str(error).removeprefix(f"{path}: ").partition(": ")
+        why, _, fix = rest.rpartition(". ")
+        yield Problem(key, f"{path}: {what}", why, fix)
 
 
 def checkpoints_exist(config: Config, named: Named) -> Iterator[Problem]:
@@ -379,14 +429,7 @@ def checkpoints_exist(config: Config, named: Named) -> Iterator[Problem]:
         if config.estimator.critic_loss is not None:
             loads.append(("critic", config.critic.load, None))
     for key, path, ckpt_step in loads:
-        if path is None or path.startswith(DEMO_PREFIX):
-            continue
-        try:
-            inspect(path, ckpt_step)
-        except CheckpointError as error:
-            what, _, rest = str(error).removeprefix(f"{path}: ").partition(": ")
-            why, _, fix = rest.rpartition(". ")
-            yield Problem(f"{key}.load", f"{path}: {what}", why, fix)
+        yield from loadable(f"{key}.load", path, ckpt_step)
 
 
 def student_has_tokenizer(config: Config, named: Named) -> Iterator[Problem]:
@@ -480,12 +523,13 @@ ALWAYS: tuple[Rule, ...] = (
     layout_fits_model,
     ranges,
 )
+CONVERTING: tuple[Rule, ...] = (conversion, demo_paths, layout_fits_cluster, ranges)
 TRAINING: tuple[Rule, ...] = (
     opd_type_is_chosen,
     megatron_teacher_has_weights,
     server_teacher_loads_nothing,
     unused_teacher,
-    server_has_url,
+    server_is_known,
     placement_fits_type,
     swapped_teacher_is_the_students_shape,
     dedicated_teacher_has_workers,
@@ -502,7 +546,8 @@ TRAINING: tuple[Rule, ...] = (
 
 def validate(config: Config, named: Named) -> list[Problem]:
     """Every problem that the rules find; what this version lacks is told only where nothing else is wrong."""
+    if isinstance(config.task, ConvertTask):
+        return [problem for rule in CONVERTING for problem in rule(config, named)]
     training = isinstance(config.task, TrainTask)
     rules = (*TRAINING, *ALWAYS) if training else ALWAYS
-    problems = [problem for rule in rules for problem in rule(config, named)]
-    return problems or (list(server_teacher_is_built(config, named)) if training else [])
+    return [problem for rule in rules for problem in rule(config, named)]

@@ -1,4 +1,4 @@
-"""Builds what `demo:` paths name, once per recipe: data, tokenizer, a teacher, and an early snapshot of it as student."""
+"""Builds what `demo:` paths name, once per recipe: data, tokenizer, a teacher, and its early snapshot as student."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.opd.config import OpdConfig, OpdType
-from opd_trainer.task.config import SftTask
+from opd_trainer.task.config import ConvertTask, SftTask
 from opd_trainer.tracking.config import WandbMode
 
 SCHEME = "demo:"
@@ -49,10 +49,10 @@ def prepared(config: Config, train: Callable[[Config, Path], float | None]) -> C
     """`config` with every `demo:` path replaced by the real one, after building what is missing.
 
     Args:
-        config: of the run; returned unchanged where it has no demo.
+        config: of the run; returned unchanged where it has no demo, or converts something else.
         train: runs a supervised job: (its configuration, its run directory).
     """
-    if config.demo is None:
+    if config.demo is None or (isinstance(config.task, ConvertTask) and not _names_the_demo(config.task)):
         return config
     folder = folder_of(config.demo)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +61,10 @@ def prepared(config: Config, train: Callable[[Config, Path], float | None]) -> C
         if not folder.is_dir():
             build(config, folder, train)
     return with_real_paths(config, folder)
+
+
+def _names_the_demo(task: ConvertTask) -> bool:
+    return task.source is not None and task.source.startswith(SCHEME)
 
 
 def build(config: Config, folder: Path, train: Callable[[Config, Path], float | None]) -> None:

@@ -7,7 +7,7 @@ be loaded as a model without anything else.
 import contextlib
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ import torch
 from opd_trainer.errors import CheckpointError
 from opd_trainer.megatron.build import MegatronModel
 from opd_trainer.megatron.compat import cpu_tensors, inline_checkpoint_writer
+from opd_trainer.megatron.naming import OPTIMIZER, naming_of
 from opd_trainer.megatron.optimizer import Optimizer
 from opd_trainer.megatron.optimizer_state import copy_of, set_state, sharded_state, wanted_state
 from opd_trainer.megatron.runtime import MegatronRuntime
 
 FORMAT = "torch_dist"
+PREFIX = "model."
+"""Of our names of the weights in the state of a training run."""
 HEAD = "output_layer."
 
 
@@ -67,8 +70,19 @@ def restore(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None
         _set_rng(state["rng"])
 
 
+def save_weights(directory: Path, model: MegatronModel) -> None:
+    """Writes the weights alone, under Megatron-LM's names, into `directory`, which exists and is empty; collective."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+    state = {"model": _model_state(model, prefix=""), "checkpoint_version": 3.0, "iteration": 0}
+    strategy = TorchDistSaveShardedStrategy(FORMAT, 1, thread_count=1)
+    with _quietly(), inline_checkpoint_writer():
+        dist_checkpointing.save(state, str(directory), strategy)
+
+
 def load_weights(model: MegatronModel, directory: Path, *, with_head: bool = True) -> None:
-    """Fills a model, of any parallel layout, from a checkpoint; collective.
+    """Fills a model, of any parallel layout, from a checkpoint of ours or of Megatron-LM's; collective.
 
     Args:
         model: to fill.
@@ -77,20 +91,37 @@ def load_weights(model: MegatronModel, directory: Path, *, with_head: bool = Tru
 
     Raises:
         CheckpointError: `directory` holds no weights of this model.
+        ShapeMismatch: its vocabulary is smaller than the model's.
     """
     (module,) = model.modules
-    wanted, kept = _model_state(model), {}
-    if not with_head:
-        kept = {f"model.{name}": value for name, value in module.state_dict().items() if name.startswith(HEAD)}
-        wanted = {name: value for name, value in wanted.items() if not name.startswith(f"model.{HEAD}")}
-    state = _load(directory, {"model": wanted})
-    _set_weights(model, {**state["model"], **kept})
+    naming = naming_of(directory, _tensors(directory), model.architecture)
+    prefix = naming.prefix
+    state = _model_state(model, prefix, naming.metadata)
+    # State that Transformer Engine keeps for 8-bit training.
+    empty = {name: None for name in state if name.endswith("_extra_state")}
+    head = prefix + HEAD
+    kept = {} if with_head else {name: module.state_dict()[name.removeprefix(prefix)] for name in state if head in name}
+    wanted = {name: value for name, value in state.items() if name not in empty | kept}
+    loaded = _load(directory, {"model": naming.rename(wanted)})
+    _set_weights(model, {**loaded["model"], **empty, **kept}, prefix)
 
 
-def _model_state(model: MegatronModel) -> dict[str, Any]:
+def weight_dtypes(directory: Path) -> set[torch.dtype]:
+    """The floating-point dtypes of the weights in a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    found = {tensor.dtype for name, tensor in _tensors(directory).items() if not name.startswith(OPTIMIZER)}
+    return {dtype for dtype in found if dtype.is_floating_point}
+
+
+def _model_state(
+    model: MegatronModel, prefix: str = PREFIX, metadata: Mapping[str, bool] | None = None
+) -> dict[str, Any]:
     (module,) = model.modules
     with cpu_tensors():
-        return module.sharded_state_dict(prefix="model.")
+        return module.sharded_state_dict(prefix=prefix, metadata=dict(metadata or {}) or None)
 
 
 @contextlib.contextmanager
@@ -98,6 +129,7 @@ def _quietly() -> Iterator[None]:
     """Lets Megatron read or write files, without the warnings of torch that only Megatron's authors can act on."""
     with warnings.catch_warnings(), cpu_tensors():
         warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
+        warnings.filterwarnings("ignore", "`load_state_dict` is deprecated", FutureWarning)
         yield
 
 
@@ -113,7 +145,7 @@ def _told_as_user_error(directory: Path) -> Iterator[None]:
         failures = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
         raise CheckpointError(
             f"{directory}: cannot be loaded as a Megatron checkpoint of this model: {[*failures, error][0]}. "
-            "Name a directory that this trainer wrote, for a model of the same shape"
+            "Name a checkpoint of a model of the same shape"
         ) from error
 
 
@@ -142,9 +174,9 @@ def _tensors(directory: Path) -> dict[str, Any]:
         return dist_checkpointing.load_tensors_metadata(str(directory))
 
 
-def _set_weights(model: MegatronModel, state: dict[str, Any]) -> None:
+def _set_weights(model: MegatronModel, state: dict[str, Any], prefix: str = PREFIX) -> None:
     (module,) = model.modules
-    module.load_state_dict({name.removeprefix("model."): value for name, value in state.items()}, strict=True)
+    module.load_state_dict({name.removeprefix(prefix): value for name, value in state.items()}, strict=True)
 
 
 def _rng_state(runtime: MegatronRuntime) -> Any:

@@ -107,7 +107,8 @@ def export_hf_weights(
     """The whole model's tensors under their Hugging Face names, one after the other, in layer order.
 
     Collective over the ranks that share a replica of the model or its experts: each of them has to exhaust the
-    iterator, and each gets every tensor. A tensor may share memory with the live weights: copy it before the next optimizer step if it is kept.
+    iterator, and each gets every tensor. A tensor may share memory with the live weights: copy it before the next
+    optimizer step if it is kept.
 
     Args:
         model: whose tensors.
@@ -322,7 +323,8 @@ def stored_dtypes(folder: Path) -> set[torch.dtype]:
     found: set[str] = set()
     for path in set(tensor_files(folder).values()):
         with safe_open(path, framework="pt") as file:
-            found.update(file.get_slice(name).get_dtype() for name in file.keys())
+            names: list[str] = file.keys()
+            found.update(file.get_slice(name).get_dtype() for name in names)
     return {_DTYPES.get(name, torch.float32) for name in found if "F" in name}
 
 

@@ -3,16 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from opd_trainer.errors import CheckpointError
 from opd_trainer.megatron.build import MegatronModel, build_model
-from opd_trainer.megatron.checkpoint import load_weights
+from opd_trainer.megatron.checkpoint import load_weights, weight_dtypes
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.families.base import Architecture
 from opd_trainer.megatron.families.registry import architecture_from_config, architecture_from_hf
-from opd_trainer.megatron.huggingface import load_hf_weights
+from opd_trainer.megatron.huggingface import load_hf_weights, stored_dtypes
+from opd_trainer.megatron.rank_files import load_rank_files, rank_file_dtypes
 from opd_trainer.megatron.runtime import MegatronRuntime
-from opd_trainer.model.config import ModelConfig
-from opd_trainer.model.folder import CheckpointKind, huggingface_folder, inspect, load_config
+from opd_trainer.model.config import Dtype, ModelConfig
+from opd_trainer.model.folder import Checkpoint, CheckpointKind, huggingface_folder, inspect, load_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,37 @@ def load_model(
     architecture = found.with_value_head() if value_head else found
     model = build_model(runtime, architecture, settings, megatron, trainable=trainable)
     if settings.load is not None:
-        checkpoint = inspect(settings.load, settings.ckpt_step)
-        load = load_hf_weights if checkpoint.kind is CheckpointKind.huggingface else load_weights
-        load(model, checkpoint.path, with_head=architecture == found)
+        fill_model(model, inspect(settings.load, settings.ckpt_step), with_head=architecture == found)
     return LoadedModel(model, folder)
+
+
+def fill_model(model: MegatronModel, checkpoint: Checkpoint, *, with_head: bool = True) -> None:
+    """Fills a model from a checkpoint of any format and layout; collective.
+
+    Args:
+        model: to fill.
+        checkpoint: what to read.
+        with_head: False leaves the model's output head as it is.
+
+    Raises:
+        UserError: the checkpoint is not of this model, or cannot be read.
+    """
+    match checkpoint.kind:
+        case CheckpointKind.huggingface:
+            load_hf_weights(model, checkpoint.path, with_head=with_head)
+        case CheckpointKind.torch_dist:
+            load_weights(model, checkpoint.path, with_head=with_head)
+        case CheckpointKind.torch:
+            load_rank_files(model, checkpoint.path, with_head=with_head)
+
+
+def lossless_dtype(checkpoint: Checkpoint) -> Dtype:
+    """The narrower of our dtypes that holds every weight of a checkpoint exactly."""
+    match checkpoint.kind:
+        case CheckpointKind.huggingface:
+            found = stored_dtypes(checkpoint.path)
+        case CheckpointKind.torch_dist:
+            found = weight_dtypes(checkpoint.path)
+        case CheckpointKind.torch:
+            found = rank_file_dtypes(checkpoint.path)
+    return Dtype.bfloat16 if found == {torch.bfloat16} else Dtype.float32

@@ -78,8 +78,8 @@ class ModelConfig:
     """A model: where its weights and tokenizer come from and how it computes."""
 
     load: str | None = None
-    """Hugging Face folder or Megatron checkpoint (ours, Megatron-LM's, slime's; torch_dist or torch) with the weights; null
-    trains `architecture` from scratch."""
+    """Hugging Face folder or Megatron checkpoint (ours, Megatron-LM's, slime's; torch_dist or torch) with the weights;
+    null trains `architecture` from scratch."""
     ckpt_step: int | None = None
     """Step to load from a directory of checkpoints; null takes the latest."""
     huggingface: str | None = None

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 LATEST = "latest_checkpointed_iteration.txt"
 ITERATION = re.compile(r"iter_(\d{7,})")
+RELEASE = "release"
+"""In the marker and as a folder's name: weights without a step, as Megatron-LM's converters write them."""
+RANK_FILE = "model_optim_rng.pt"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files of which a tokenizer has one; from tokenizer_config.json alone transformers would make one without words."""
 
@@ -26,6 +30,8 @@ class CheckpointKind(StrEnum):
     """config.json beside safetensors files."""
     torch_dist = auto()
     """Megatron-core's sharded checkpoint."""
+    torch = auto()
+    """Megatron-LM's older checkpoint: one mp_rank_*/model_optim_rng.pt for each model-parallel rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ def inspect(path: str | Path, ckpt_step: int | None = None) -> Checkpoint:
     """Finds out what a path holds; understands `iter_0000100` as well as the folder above it.
 
     Args:
-        path: a Hugging Face folder, a torch_dist checkpoint, or a folder of `iter_*` checkpoints.
+        path: a Hugging Face folder, a torch_dist or torch checkpoint, or a folder of `iter_*` and `release` ones.
         ckpt_step: which of a folder's checkpoints; None takes the latest.
 
     Raises:
@@ -61,7 +67,8 @@ def inspect(path: str | Path, ckpt_step: int | None = None) -> Checkpoint:
             f"{folder}: this is a file: models are loaded from folders. Name the folder that holds it"
         )
     # Before config.json, which a torch_dist checkpoint of ours has as well.
-    if _is_torch_dist(folder):
+    kind = _megatron_kind(folder)
+    if kind is not None:
         named = ITERATION.fullmatch(folder.name)
         step = int(named.group(1)) if named else None
         if ckpt_step not in (None, step):
@@ -69,7 +76,7 @@ def inspect(path: str | Path, ckpt_step: int | None = None) -> Checkpoint:
                 f"{folder}: this is the checkpoint of step {step}, but ckpt_step is {ckpt_step}: one is wrong. "
                 f"Name the folder above it, or leave ckpt_step out"
             )
-        return Checkpoint(CheckpointKind.torch_dist, folder, step)
+        return Checkpoint(kind, folder, step)
     if (folder / "config.json").is_file():
         _refuse_step(folder, ckpt_step)
         return Checkpoint(CheckpointKind.huggingface, folder)
@@ -84,27 +91,50 @@ def _refuse_step(folder: Path, ckpt_step: int | None) -> None:
         )
 
 
-def _is_torch_dist(folder: Path) -> bool:
-    return (folder / ".metadata").is_file() or (folder / "metadata.json").is_file()
+def _megatron_kind(folder: Path) -> CheckpointKind | None:
+    """The format of a Megatron checkpoint in the folder itself; None without one."""
+    if (folder / ".metadata").is_file() or (folder / "metadata.json").is_file():
+        return CheckpointKind.torch_dist
+    if next(folder.glob(f"mp_rank_*/{RANK_FILE}"), None) is not None:
+        return CheckpointKind.torch
+    return None
 
 
 def _from_parent(folder: Path, ckpt_step: int | None) -> Checkpoint:
-    steps = {int(match.group(1)): child for child in folder.iterdir() if (match := ITERATION.fullmatch(child.name))}
-    steps = {step: child for step, child in steps.items() if _is_torch_dist(child)}
-    if not steps:
+    """The checkpoint below a folder: of `ckpt_step`, or else the one that the marker names, or else the last."""
+    found: dict[int | None, Checkpoint] = {}
+    for child in folder.iterdir():
+        match = ITERATION.fullmatch(child.name)
+        kind = _megatron_kind(child) if match or child.name == RELEASE else None
+        if kind is not None:
+            step = int(match.group(1)) if match else None
+            found[step] = Checkpoint(kind, child, step)
+    if not found:
         raise CheckpointError(
             f"{folder}: holds no checkpoint: neither config.json with safetensors (Hugging Face), nor .metadata "
-            f"(torch_dist), nor a folder iter_*. It has {_listing(folder)}. Name the folder that holds the weights"
+            f"(torch_dist), nor mp_rank_*/{RANK_FILE} (torch), nor a folder iter_* or release with one. "
+            f"It has {_listing(folder)}. Name the folder that holds the weights"
         )
+    step = _latest(folder, found) if ckpt_step is None else ckpt_step
+    if step not in found:
+        there = ", ".join(RELEASE if number is None else str(number) for number in sorted(found, key=_by_step))
+        wanted = RELEASE if step is None else f"step {step}"
+        raise CheckpointError(f"{folder}: no checkpoint of {wanted}: it has {there}. Set ckpt_step to one of them")
+    return found[step]
+
+
+def _latest(folder: Path, found: Mapping[int | None, Checkpoint]) -> int | None:
+    """What the marker names, or without one the highest step."""
     marker = folder / LATEST
-    latest = max(steps)
-    if marker.is_file() and marker.read_text(encoding="utf-8").strip().isdigit():
-        latest = int(marker.read_text(encoding="utf-8"))
-    step = latest if ckpt_step is None else ckpt_step
-    if step not in steps:
-        found = ", ".join(str(number) for number in sorted(steps))
-        raise CheckpointError(f"{folder}: no checkpoint of step {step}: it has {found}. Set ckpt_step to one of them")
-    return Checkpoint(CheckpointKind.torch_dist, steps[step], step)
+    named = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
+    if named == RELEASE:
+        return None
+    return int(named) if named.isdigit() else max(found, key=_by_step)
+
+
+def _by_step(step: int | None) -> int:
+    """Sorts `release` before every step."""
+    return -1 if step is None else step
 
 
 def _listing(folder: Path, limit: int = 5) -> str:

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opd_trainer.errors import Problem
-from opd_trainer.model.folder import eos_token_ids, load_config, load_tokenizer
+from opd_trainer.model.folder import RANK_FILE, eos_token_ids, load_config, load_tokenizer
 from opd_trainer.types import ModelIdentity
 
 SAMPLES_PER_FILE = 64
 SAMPLE_BYTES = 4096
 """A fingerprint of weights reads so many pieces of this size from each file, evenly spaced."""
+
+WEIGHT_FILES = ("*.safetensors", "*.distcp", f"mp_rank_*/{RANK_FILE}")
+"""Where the formats keep weights."""
 
 SHOWN = 3
 """Differing tokens that a message lists."""
@@ -61,13 +64,13 @@ def profile(folder: Path, weights: Path) -> ModelProfile:
 
 def weights_fingerprint(folder: Path) -> str:
     """A cheap fingerprint of the weights in a folder: sizes and evenly spaced samples of its files; "" without any."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.distcp")])
+    files = sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern))
     if not files:
         return ""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
-        digest.update(f"{path.name}/{size}/".encode())
+        digest.update(f"{path.relative_to(folder)}/{size}/".encode())
         with path.open("rb") as file:
             for sample in range(SAMPLES_PER_FILE):
                 file.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES_PER_FILE - 1))

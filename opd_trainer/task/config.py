@@ -1,6 +1,9 @@
 """What `launch.py` does."""
 
 from dataclasses import dataclass
+from enum import StrEnum, auto
+
+from opd_trainer.model.config import Dtype
 
 
 @dataclass(slots=True)
@@ -32,3 +35,26 @@ class SftTask(TaskConfig):
 @dataclass(slots=True)
 class EvaluateTask(TaskConfig):
     """Evaluates `model.load` on `eval.datasets`."""
+
+
+class ConvertFormat(StrEnum):
+    """What a conversion writes."""
+
+    torch_dist = auto()
+    """Megatron-core's sharded checkpoint, under Megatron-LM's names, with config.json and tokenizer."""
+    huggingface = auto()
+    """A folder that transformers and SGLang load."""
+
+
+@dataclass(slots=True)
+class ConvertTask(TaskConfig):
+    """Rewrites a model in another format, and compares every tensor of the result with the source."""
+
+    source: str | None = None
+    """What to convert: anything that `model.load` takes; `model.ckpt_step` and `model.huggingface` apply to it."""
+    target: str | None = None
+    """Folder to write; must not exist."""
+    format: ConvertFormat = ConvertFormat.torch_dist
+    """torch_dist or huggingface."""
+    dtype: Dtype | None = None
+    """dtype of the weights to write; null takes the one that keeps every bit of the source."""
