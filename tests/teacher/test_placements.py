@@ -144,11 +144,11 @@ async def with_dedicated(
         await dedicated.close()
 
 
-async def asked_one_by_one(dedicated: DedicatedTeacher, batch: TokenBatch) -> Tensor:
-    """Log-probs of the response tokens of a batch, in its order; the samples land at different moments."""
+async def asked(dedicated: DedicatedTeacher, batch: TokenBatch, *, at_once: bool) -> Tensor:
+    """Log-probs of the response tokens of a batch, in its order; the samples land at once or one after the other."""
 
     async def land(number: int, sample: Sample) -> Sample:
-        for _ in range(number):
+        for _ in range(0 if at_once else 5 * number):
             await asyncio.sleep(0)
         return await dedicated.score(sample)
 
@@ -166,8 +166,8 @@ def scores(placement: str, student: Path, load: Path, *, own_model: bool = False
             return worker.score([batch], "teacher")[0][batch.mask]
     model = ModelConfig() if own_model else None
     teacher = placements.DedicatedTeacher(load=str(load), model=model, ckpt_step=step)
-    max_tokens = 30 if placement == "dedicated, packed" else 1
-    return run(with_dedicated(student, teacher, lambda d: asked_one_by_one(d, batch), max_tokens))
+    packed = placement == "dedicated, packed"
+    return run(with_dedicated(student, teacher, lambda d: asked(d, batch, at_once=packed), 30 if packed else 1))
 
 
 @pytest.fixture(scope="module")
@@ -468,6 +468,34 @@ def test_a_dedicated_score_does_not_depend_on_what_arrives_with_it(folders: Any)
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a.teacher_log_probs, b.teacher_log_probs)
         assert a.teacher_log_probs.shape == a.response.shape
+
+
+def test_a_dedicated_teacher_scores_while_responses_still_arrive() -> None:
+    first, second, third = (sample for sample in samples_of(batch_of())[2:5])
+    log: list[str] = []
+
+    class Slow:
+        """A scorer that takes its time."""
+
+        async def score(self, batch: TokenBatch) -> Tensor:
+            log.append(f"scoring {batch.num_sequences}")
+            await asyncio.sleep(0.05)
+            log.append("scored")
+            return torch.where(batch.mask, -1.0, torch.nan)
+
+    async def work() -> list[Sample]:
+        dedicated = DedicatedTeacher(Slow(), None, temperature=1.0, name="default")  # type: ignore[arg-type]
+        judging = []
+        for sample in (first, second, third):
+            await asyncio.sleep(0.01)
+            log.append("landed")
+            judging.append(asyncio.create_task(dedicated.score(sample)))
+        return await asyncio.gather(*judging)
+
+    judged = run(work())
+    assert log == ["landed", "scoring 1", "landed", "landed", "scored", "scoring 2", "scored"]
+    for sample in judged:
+        assert torch.equal(sample.teacher_log_probs, torch.full((len(sample.response),), -1.0))
 
 
 def test_a_dedicated_teacher_leaves_other_samples_alone(folders: Any) -> None:
