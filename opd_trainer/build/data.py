@@ -1,0 +1,46 @@
+"""Training and held-out prompts."""
+
+from dataclasses import dataclass
+
+from opd_trainer.build.vocabulary import Vocabulary
+from opd_trainer.config import Config
+from opd_trainer.data.prompts import PromptSet, check_disjoint, load_prompts, load_training_sets
+from opd_trainer.data.stream import PromptStream
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Training and held-out prompts, disjoint."""
+
+    training: list[PromptSet]
+    held_out: list[PromptSet]
+
+    def stream(self) -> PromptStream:
+        """The training prompts, step by step."""
+        return PromptStream(self.training)
+
+
+def load_data(config: Config, vocabulary: Vocabulary) -> Prompts:
+    """Reads every dataset.
+
+    Raises:
+        DataError: a row is malformed, a file is missing, or held-out prompts are trained on.
+    """
+    limit = config.rollout.max_prompt_tokens
+    training = load_training_sets(config.data, vocabulary.tokenizer, max_prompt_tokens=limit)
+    held_out = load_held_out(config, vocabulary)
+    check_disjoint(training, held_out)
+    return Prompts(training, held_out)
+
+
+def load_held_out(config: Config, vocabulary: Vocabulary) -> list[PromptSet]:
+    """The held-out datasets.
+
+    Raises:
+        DataError: a row is malformed or a file is missing.
+    """
+    limit = config.rollout.max_prompt_tokens
+    return [
+        load_prompts(data, vocabulary.tokenizer, name=name, max_prompt_tokens=limit)
+        for name, data in config.eval.datasets.items()
+    ]

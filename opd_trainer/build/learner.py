@@ -1,0 +1,106 @@
+"""The student with its optimizer and what lives beside it, and what it optimises."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from opd_trainer.build.teachers import teachers_of
+from opd_trainer.build.vocabulary import Vocabulary
+from opd_trainer.build.workers import Workers
+from opd_trainer.config import Config
+from opd_trainer.errors import ConfigError, Problem
+from opd_trainer.megatron.config import Placement
+from opd_trainer.megatron.learner import MegatronLearner
+from opd_trainer.megatron.source import config_folder
+from opd_trainer.megatron.spec import CriticSpec, TeacherBuilder, WorkerSpec
+from opd_trainer.megatron.worker import MegatronWorker
+from opd_trainer.model.folder import load_tokenizer
+from opd_trainer.model.identity import differing_ids
+from opd_trainer.objective import Objective
+from opd_trainer.opd.config import OpdType
+from opd_trainer.task.config import TrainTask
+from opd_trainer.teacher.config import DedicatedTeacher
+from opd_trainer.teacher.inline import inline_teacher
+
+
+def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> MegatronLearner:
+    """The student with its optimizer, inline teachers and, where they are used, reference and critic.
+
+    Raises:
+        UserError: a teacher or the critic does not fit.
+    """
+    temperature = config.rollout.temperature
+    teachers: dict[str, TeacherBuilder] = {}
+    if config.opd.type is OpdType.megatron:
+        teachers = {
+            name: inline_teacher(name, teacher, config.model, config.megatron, temperature)
+            for name, teacher in teachers_of(config).items()
+            if not isinstance(teacher, DedicatedTeacher)
+        }
+    reference = None
+    if config.reference.used:
+        reference = dataclasses.replace(config.model, load=config.reference.load or config.model.load)
+    spec = WorkerSpec(
+        model=config.model,
+        vocab_size=len(vocabulary.tokenizer),
+        megatron=config.megatron,
+        temperature=temperature,
+        seed=config.seed,
+        total_steps=config.steps * config.loss.updates_per_rollout * config.loss.epochs_per_rollout,
+        teachers=teachers,
+        reference=reference,
+        reference_placement=Placement(config.reference.placement),
+        critic=critic_of(config, vocabulary),
+    )
+    return MegatronLearner(
+        workers.training(MakeMegatronWorker(spec)),
+        max_tokens=config.megatron.max_tokens_per_device * config.megatron.context_parallel,
+        bucket_bytes=config.rollout.bucket_bytes,
+    )
+
+
+def critic_of(config: Config, vocabulary: Vocabulary) -> CriticSpec | None:
+    """The critic; None where nothing needs values.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigError: its tokenizer is not the student's.
+    """
+    loss = config.estimator.critic_loss
+    if loss is None or not isinstance(config.task, TrainTask):
+        return None
+    if config.critic.load is None:
+        return CriticSpec(model=config.model, optimizer=config.critic.optimizer, loss=loss)
+    model = dataclasses.replace(config.model, load=config.critic.load, ckpt_step=None)
+    theirs = load_tokenizer(config_folder(model)).get_vocab()
+    differing = differing_ids(vocabulary.tokenizer.get_vocab(), theirs)
+    if differing:
+        what = f"{config.critic.load!r}, whose tokenizer differs from the student's at {len(differing)} ids"
+        why = "it would judge other words than the student wrote"
+        fix = "Use a critic with the student's tokenizer, or critic.load=null"
+        raise ConfigError([Problem("critic.load", what, why, fix)])
+    return CriticSpec(model=model, optimizer=config.critic.optimizer, loss=loss)
+
+
+@dataclass(frozen=True, slots=True)
+class MakeMegatronWorker:
+    """A picklable constructor of training workers."""
+
+    spec: WorkerSpec
+
+    def __call__(self, rank: int, world_size: int, rendezvous: str) -> MegatronWorker:
+        """The worker of `rank`."""
+        return MegatronWorker(self.spec, rank, world_size, rendezvous)
+
+
+def build_objective(config: Config) -> Objective:
+    """Estimator, OPD term, reference KL and their order."""
+    return Objective(
+        estimator=config.estimator,
+        opd=config.opd,
+        reference=config.reference,
+        options=config.loss,
+        temperature=config.rollout.temperature,
+        max_response_tokens=config.rollout.max_response_tokens,
+        total_steps=config.steps,
+        seed=config.seed,
+    )
