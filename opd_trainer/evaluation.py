@@ -48,8 +48,8 @@ class ReverseKlProbe:
             batch = batch.scored("teacher", await self.learner.score(batch, "teacher"))
         assert batch.teacher is not None
         teacher = batch.teacher.log_probs
-        difference = torch.where(batch.mask, student - teacher, 0.0)
-        return float(difference.double().sum() / batch.mask.sum())
+        known = batch.mask & torch.isfinite(teacher)
+        return float(torch.where(known, student - teacher, 0.0).double().sum() / known.sum())
 
 
 @dataclass(slots=True)

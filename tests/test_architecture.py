@@ -48,7 +48,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "wandb": ("tracking/wandb.py",),
     "matplotlib": ("tracking/curves.py",),
     "rich": ("tracking/",),
-    "transformers": ("model/", "data/", "rollout/embedded/", "sglang/fake_model.py", "demo/", "build.py"),
+    "transformers": ("model/", "data/", "rollout/embedded/", "sglang/fake_model.py", "demo/", "build/vocabulary.py"),
     "datasets": ("data/",),
     "math_verify": ("reward/",),
     "aiohttp": ("reward/remote.py", "sglang/"),

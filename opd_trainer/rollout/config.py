@@ -26,8 +26,6 @@ class RolloutConfig:
     """Sample from the k likeliest tokens; 0 samples from all."""
     stop_token_ids: list[int] = field(default_factory=list)
     """Tokens that end a response besides the model's own EOS tokens."""
-    check_log_probs: bool = False
-    """Compare engine and trainer log-probs after every weight sync (always done at step 0)."""
     bucket_bytes: int = 268435456
     """Largest bucket of a weight sync, bytes."""
 

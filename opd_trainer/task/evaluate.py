@@ -3,7 +3,11 @@
 import contextlib
 from pathlib import Path
 
-from opd_trainer import build
+from opd_trainer.build.data import load_held_out
+from opd_trainer.build.learner import build_learner
+from opd_trainer.build.rollout import build_engine, evaluation_sampling
+from opd_trainer.build.vocabulary import vocabulary_of
+from opd_trainer.build.workers import Workers
 from opd_trainer.config import Config
 from opd_trainer.eval.evaluator import Evaluator
 from opd_trainer.evaluation import RunEvaluation
@@ -14,11 +18,11 @@ from opd_trainer.tracking.tracker import Tracker
 
 async def evaluate(config: Config, output_dir: Path, tracker: Tracker) -> None:
     """One evaluation; nothing is trained."""
-    vocabulary = build.vocabulary_of(config.model)
-    held_out = build.load_held_out(config, vocabulary)
-    workers = build.Workers(config)
-    learner = build.build_learner(config, vocabulary, workers)
-    engine = build.build_engine(config, vocabulary, workers)
+    vocabulary = vocabulary_of(config.model)
+    held_out = load_held_out(config, vocabulary)
+    workers = Workers(config)
+    learner = build_learner(config, vocabulary, workers)
+    engine = build_engine(config, vocabulary, workers, output_dir)
     reward = RewardPool(config.reward, config.rollout.samples_per_prompt)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(reward.close)
@@ -26,7 +30,7 @@ async def evaluate(config: Config, output_dir: Path, tracker: Tracker) -> None:
             stack.push_async_callback(part.close)
             await part.start()
         await engine.load(learner.weights(version=0))
-        sampling = build.evaluation_sampling(config, vocabulary)
+        sampling = evaluation_sampling(config, vocabulary)
         evaluation = RunEvaluation(
             evaluator=Evaluator(config.eval, held_out, reward, sampling, config.seed),
             probe=None,

@@ -4,7 +4,11 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from opd_trainer import build
+from opd_trainer.build.data import load_data
+from opd_trainer.build.learner import build_learner
+from opd_trainer.build.rollout import build_engine, evaluation_sampling
+from opd_trainer.build.vocabulary import vocabulary_of
+from opd_trainer.build.workers import Workers
 from opd_trainer.checkpoint import Checkpoints
 from opd_trainer.config import Config
 from opd_trainer.controller import Controller
@@ -47,11 +51,11 @@ class EvaluateAndStop:
 async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
     """Trains on `data` until the last step or `task.stop_accuracy`; writes the model to `output_dir`/model."""
     assert isinstance(config.task, SftTask)
-    vocabulary = build.vocabulary_of(config.model)
-    prompts = build.load_data(config, vocabulary)
-    workers = build.Workers(config)
-    learner = build.build_learner(config, vocabulary, workers)
-    engine = build.build_engine(config, vocabulary, workers)
+    vocabulary = vocabulary_of(config.model)
+    prompts = load_data(config, vocabulary)
+    workers = Workers(config)
+    learner = build_learner(config, vocabulary, workers)
+    engine = build_engine(config, vocabulary, workers, output_dir)
     reward = RewardPool(config.reward, config.rollout.samples_per_prompt)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(reward.close)
@@ -61,7 +65,7 @@ async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
         checkpoint = Checkpoints(
             output_dir / "checkpoints", config.checkpoint.every, config.checkpoint.keep, config.steps
         )
-        sampling = build.evaluation_sampling(config, vocabulary)
+        sampling = evaluation_sampling(config, vocabulary)
         evaluation = RunEvaluation(
             evaluator=Evaluator(config.eval, prompts.held_out, reward, sampling, config.seed),
             probe=None,

@@ -3,7 +3,12 @@
 import contextlib
 from pathlib import Path
 
-from opd_trainer import build
+from opd_trainer.build.data import load_data
+from opd_trainer.build.learner import build_learner, build_objective
+from opd_trainer.build.rollout import build_engine, build_teacher_engine, evaluation_sampling, sampling_of
+from opd_trainer.build.teachers import DEFAULT_TEACHER, build_dedicated_teachers, build_server_teachers
+from opd_trainer.build.vocabulary import vocabulary_of
+from opd_trainer.build.workers import Workers
 from opd_trainer.checkpoint import Checkpoints
 from opd_trainer.config import Config
 from opd_trainer.controller import Controller
@@ -19,26 +24,30 @@ from opd_trainer.types import WeightStream
 
 async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
     """Distils until the last step, from the newest checkpoint in `output_dir` if there is one."""
-    vocabulary = build.vocabulary_of(config.model)
-    prompts = build.load_data(config, vocabulary)
-    workers = build.Workers(config)
-    learner = build.build_learner(config, vocabulary, workers)
-    engine = build.build_engine(config, vocabulary, workers)
-    dedicated = build.build_dedicated_teachers(config, workers)
+    vocabulary = vocabulary_of(config.model)
+    prompts = load_data(config, vocabulary)
+    workers = Workers(config)
+    learner = build_learner(config, vocabulary, workers)
+    engine = build_engine(config, vocabulary, workers, output_dir)
+    dedicated = build_dedicated_teachers(config, workers)
+    servers = build_server_teachers(config, prompts, output_dir)
+    teachers = [*dedicated.values(), *servers.values()]
     reward = RewardPool(config.reward, config.rollout.samples_per_prompt)
-    sampling = build.sampling_of(config, vocabulary)
+    sampling = sampling_of(config, vocabulary)
     probed = [prompt for held_out in prompts.held_out for prompt in held_out.prompts][: config.eval.reverse_kl_prompts]
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(reward.close)
-        for part in (learner, engine, *dedicated.values()):
+        for part in (*teachers, learner, engine):
             stack.push_async_callback(part.close)
             await part.start()
+        for server in servers.values():
+            await server.preflight()
         evaluation = RunEvaluation(
             evaluator=Evaluator(
-                config.eval, prompts.held_out, reward, build.evaluation_sampling(config, vocabulary), config.seed
+                config.eval, prompts.held_out, reward, evaluation_sampling(config, vocabulary), config.seed
             ),
-            probe=ReverseKlProbe(probed, sampling, config.seed, learner, list(dedicated.values()))
-            if config.opd.type is OpdType.megatron and probed
+            probe=ReverseKlProbe(probed, sampling, config.seed, learner, teachers)
+            if config.opd.on and probed
             else None,
             engine=engine,
             tracker=tracker,
@@ -49,13 +58,13 @@ async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
             experience=OnPolicyExperience(
                 stream=prompts.stream(),
                 engine=engine,
-                judges=[reward, *dedicated.values()],
+                judges=[reward, *teachers],
                 sampling=sampling,
                 prompts_per_step=config.rollout.prompts_per_step,
                 samples_per_prompt=config.rollout.samples_per_prompt,
                 seed=config.seed,
             ),
-            objective=build.build_objective(config),
+            objective=build_objective(config),
             learner=learner,
             engine=engine,
             evaluate=evaluation,
@@ -70,10 +79,8 @@ async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
         if finished == 0:
             await evaluation.student(0, Evaluated.before)
             if config.opd.type is OpdType.megatron and config.eval.teacher:
-                default = dedicated.get(build.DEFAULT_TEACHER)
-                weights = (
-                    learner.weights(0, f"teacher:{build.DEFAULT_TEACHER}") if default is None else default.weights()
-                )
+                default = dedicated.get(DEFAULT_TEACHER)
+                weights = learner.weights(0, f"teacher:{DEFAULT_TEACHER}") if default is None else default.weights()
                 await evaluate_teacher(config, weights, evaluation)
         await controller.fit()
         await learner.export(output_dir / "model")
@@ -82,7 +89,7 @@ async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
 async def evaluate_teacher(config: Config, weights: WeightStream, evaluation: RunEvaluation) -> None:
     """Grades the default teacher once, with an engine that lives as long as that takes."""
     async with contextlib.AsyncExitStack() as stack:
-        engine = build.build_teacher_engine(config)
+        engine = build_teacher_engine(config)
         stack.push_async_callback(engine.close)
         await engine.start()
         await engine.load(weights)

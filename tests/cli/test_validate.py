@@ -77,10 +77,14 @@ def test_sglang_with_a_megatron_teacher_and_no_url(check: Any) -> None:
     assert "teacher=sglang_external" in check.message
 
 
-def test_a_right_server_configuration_names_what_is_missing_here(check: Any) -> None:
-    assert not check(*SERVER)
-    assert check.keys == ["opd.type"]
-    assert "this version has no server teacher" in check.message
+def test_a_right_server_configuration(check: Any) -> None:
+    assert check(*SERVER)
+
+
+def test_a_managed_server_needs_weights_and_no_url(check: Any) -> None:
+    managed = ("experiment=null", "opd=sglang", "teacher=sglang_managed")
+    assert not check(*managed, "teacher.url=http://host:1")
+    assert {"teacher.load", "teacher.url"} <= set(check.keys)
 
 
 def test_server_with_megatron_type(check: Any) -> None:
