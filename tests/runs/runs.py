@@ -49,6 +49,7 @@ def arguments(world: Path, output: Path, *overrides: str) -> list[str]:
         "steps=3",
         "rollout.prompts_per_step=4",
         "rollout.samples_per_prompt=2",
+        "rollout.max_prompt_tokens=16",
         "rollout.max_response_tokens=12",
         "megatron.optimizer.lr=1e-3",
         "tracking.console=false",
@@ -75,7 +76,7 @@ def start(world: Path, output: Path, *overrides: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         cwd=world,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
 
 

@@ -1,0 +1,38 @@
+"""Whole runs with server rollouts and a server teacher, against the fake server that ships with the project."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs.runs import column, distil, launch, start, steps, world
+
+FAKE = "opd_trainer.sglang.fake"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world(tmp_path_factory.mktemp("world"))
+
+
+def test_a_server_teacher_gives_the_numbers_of_a_resident_one(small: Path) -> None:
+    assert launch(small, small / "resident", *distil(small), "steps=2") == 0
+    served = (
+        "opd=sglang",
+        "teacher=sglang_managed",
+        f"teacher.load={small / 'teacher'}",
+        "teacher.check_trained=false",
+    )
+    assert launch(small, small / "served", *served, f"teacher.launch.module={FAKE}", "steps=2") == 0
+    for metric in ("train/loss", "train/grad_norm", "opd/reverse_kl", "opd/teacher_log_prob"):
+        ours, theirs = list(column(small / "resident", metric)), list(column(small / "served", metric))
+        assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5), metric
+    assert all(line["teacher/failed_fraction"] == 0 for line in steps(small / "served"))
+
+
+def test_rollouts_from_servers_follow_the_student(small: Path) -> None:
+    rollout = ("rollout=sglang", f"rollout.launch.module={FAKE}", "steps=2", "eval.teacher=false")
+    process = start(small, small / "rollouts", *distil(small), *rollout)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    # New weights every step: a server that kept the old ones would disagree from the second step on.
+    assert all(gap < 1e-4 for gap in column(small / "rollouts", "train/rollout_log_prob_diff"))
