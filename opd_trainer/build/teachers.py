@@ -63,7 +63,7 @@ def _dedicated_teacher(
     scorer = MegatronScorer(
         workers.dedicated(spec, f"teacher {name}", teacher.num_workers),
         # Alone in its micro-batch a sequence has log-probs that do not depend on which others arrived with it.
-        max_tokens=teacher.max_tokens_per_device if teacher.pack else 1,
+        max_tokens=teacher.max_tokens_per_device * teacher.context_parallel if teacher.pack else 1,
         bucket_bytes=config.rollout.bucket_bytes,
     )
     return DedicatedTeacher(scorer, checked.identity, temperature=temperature, name=name)
