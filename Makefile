@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 demo: $(STAMP)  ## the main job on CPU: distil a tiny teacher into a tiny student
 	$(BIN)/python launch.py
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-sglang: $(STAMP)  ## tests against a real SGLang server on CPU; builds its environment once (3 GB)
 	OPD_SGLANG_PYTHON="$$(PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/sglang_cpu/build.sh)" \
