@@ -14,9 +14,10 @@ from opd_trainer.config import Config
 from opd_trainer.demo.prepare import prepared
 from opd_trainer.files import write_atomically
 from opd_trainer.run_record import RunStatus, config_hash, plain, write_record
-from opd_trainer.task.config import ConvertTask, EvaluateTask, SftTask, TaskConfig, TrainTask
+from opd_trainer.task.config import ConvertTask, EvaluateTask, PreflightTask, SftTask, TaskConfig, TrainTask
 from opd_trainer.task.convert import convert
 from opd_trainer.task.evaluate import evaluate
+from opd_trainer.task.preflight import preflight
 from opd_trainer.task.sft import sft
 from opd_trainer.task.train import train
 from opd_trainer.tracking.build import build_tracker
@@ -29,7 +30,7 @@ TASKS: dict[type[TaskConfig], Task] = {TrainTask: train, SftTask: sft, EvaluateT
 
 Tool = Callable[[Config, Path], Coroutine[Any, Any, None]]
 
-TOOLS: dict[type[TaskConfig], Tool] = {ConvertTask: convert}
+TOOLS: dict[type[TaskConfig], Tool] = {ConvertTask: convert, PreflightTask: preflight}
 """Tasks that measure nothing."""
 
 

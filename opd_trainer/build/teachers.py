@@ -47,16 +47,7 @@ def _dedicated_teacher(
     name: str, teacher: DedicatedTeacherConfig, config: Config, workers: Workers
 ) -> DedicatedTeacher:
     checked = checked_teacher(name, teacher, config.model)
-    megatron = MegatronConfig(
-        tensor_parallel=teacher.tensor_parallel,
-        pipeline_parallel=teacher.pipeline_parallel,
-        context_parallel=teacher.context_parallel,
-        expert_parallel=teacher.expert_parallel,
-        sequence_parallel=teacher.sequence_parallel,
-        max_tokens_per_device=teacher.max_tokens_per_device,
-        log_prob_chunk_tokens=config.megatron.log_prob_chunk_tokens,
-        timeout_s=config.megatron.timeout_s,
-    )
+    megatron = dedicated_layout(teacher, config)
     temperature = config.rollout.temperature
     scoring = Scoring(temperature, megatron.log_prob_chunk_tokens)
     spec = ScoringSpec(model=checked.settings, megatron=megatron, scoring=scoring, seed=config.seed)
@@ -67,6 +58,20 @@ def _dedicated_teacher(
         bucket_bytes=config.rollout.bucket_bytes,
     )
     return DedicatedTeacher(scorer, checked.identity, temperature=temperature, name=name)
+
+
+def dedicated_layout(teacher: DedicatedTeacherConfig, config: Config) -> MegatronConfig:
+    """The parallel layout of a teacher's own workers."""
+    return MegatronConfig(
+        tensor_parallel=teacher.tensor_parallel,
+        pipeline_parallel=teacher.pipeline_parallel,
+        context_parallel=teacher.context_parallel,
+        expert_parallel=teacher.expert_parallel,
+        sequence_parallel=teacher.sequence_parallel,
+        max_tokens_per_device=teacher.max_tokens_per_device,
+        log_prob_chunk_tokens=config.megatron.log_prob_chunk_tokens,
+        timeout_s=config.megatron.timeout_s,
+    )
 
 
 def build_server_teachers(config: Config, prompts: Prompts, output_dir: Path) -> dict[str, SglangTeacher]:

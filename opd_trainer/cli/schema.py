@@ -33,7 +33,7 @@ from opd_trainer.reward.config import (
     RemoteReward,
 )
 from opd_trainer.rollout.config import EmbeddedRollout, SglangRollout
-from opd_trainer.task.config import ConvertTask, EvaluateTask, SftTask, TrainTask
+from opd_trainer.task.config import ConvertTask, EvaluateTask, PreflightTask, SftTask, TrainTask
 from opd_trainer.teacher.config import (
     DedicatedTeacher,
     OffloadTeacher,
@@ -45,7 +45,13 @@ from opd_trainer.teacher.config import (
 from opd_trainer.tracking.config import TrackingConfig
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "task": {"train": TrainTask, "sft": SftTask, "evaluate": EvaluateTask, "convert": ConvertTask},
+    "task": {
+        "train": TrainTask,
+        "sft": SftTask,
+        "evaluate": EvaluateTask,
+        "convert": ConvertTask,
+        "preflight": PreflightTask,
+    },
     "estimator": {
         "grpo": Grpo,
         "gspo": Gspo,

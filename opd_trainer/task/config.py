@@ -15,6 +15,19 @@ class TaskConfig:
 class TrainTask(TaskConfig):
     """On-policy distillation (the default)."""
 
+    check_memory: bool = True
+    """Refuse to start where the memory plan does not fit; false only tells it."""
+
+
+@dataclass(slots=True)
+class PreflightTask(TrainTask):
+    """Checks all that task=train needs, without starting it, and tells what will be in memory, phase by phase."""
+
+    device_memory_gib: float | None = None
+    """Memory of each GPU of the machine to plan for, GiB; null takes this machine, whose GPU may be absent."""
+    host_memory_gib: float | None = None
+    """Host memory of the machine to plan for, GiB; with a `device_memory_gib` null sets no limit."""
+
 
 @dataclass(slots=True)
 class SftTask(TaskConfig):

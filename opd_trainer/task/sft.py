@@ -14,6 +14,7 @@ from opd_trainer.config import Config
 from opd_trainer.controller import Controller
 from opd_trainer.eval.evaluator import Evaluator
 from opd_trainer.evaluation import RunEvaluation
+from opd_trainer.memory.start import announce
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner
 from opd_trainer.reward.pool import RewardPool
@@ -52,6 +53,7 @@ async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
     """Trains on `data` until the last step or `task.stop_accuracy`; writes the model to `output_dir`/model."""
     assert isinstance(config.task, SftTask)
     vocabulary = vocabulary_of(config.model)
+    announce(config, vocabulary)
     prompts = load_data(config, vocabulary)
     workers = Workers(config)
     learner = build_learner(config, vocabulary, workers)

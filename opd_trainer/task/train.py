@@ -15,6 +15,7 @@ from opd_trainer.controller import Controller
 from opd_trainer.eval.evaluator import Evaluator
 from opd_trainer.evaluation import ReverseKlProbe, RunEvaluation
 from opd_trainer.experience import OnPolicyExperience
+from opd_trainer.memory.start import announce
 from opd_trainer.opd.config import OpdType
 from opd_trainer.reward.pool import RewardPool
 from opd_trainer.tracking.summary import Evaluated
@@ -25,6 +26,7 @@ from opd_trainer.types import WeightStream
 async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
     """Distils until the last step, from the newest checkpoint in `output_dir` if there is one."""
     vocabulary = vocabulary_of(config.model)
+    announce(config, vocabulary)
     prompts = load_data(config, vocabulary)
     workers = Workers(config)
     learner = build_learner(config, vocabulary, workers)

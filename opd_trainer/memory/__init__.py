@@ -1,0 +1,1 @@
+"""What a job will have in memory, phase by phase, and whether that fits."""
