@@ -89,7 +89,7 @@ def server_teacher_loads_nothing(config: Config, named: Named) -> Iterator[Probl
                 f"{key}.load",
                 f"{teacher.load!r} with opd=sglang",
                 "the server has loaded its own weights, this path would never be read",
-                f"Drop {key}.load, set opd=megatron to load it here, or {choose}sglang_managed to launch a server of it",
+                f"Drop {key}.load, set opd=megatron to load it here, or {choose}sglang_managed to serve it",
             )
 
 

@@ -8,8 +8,8 @@ class ClusterConfig:
     """What every kind of cluster knows; a kind's own settings are fields of its subclass."""
 
     threads: int | None = None
-    """CPU threads of torch in the controller's process; null leaves torch's choice, one per core. Tiny models are fastest
-    with 1. (Ray gives its workers as many as they reserve CPUs, at least 1.)"""
+    """CPU threads of torch in the controller's process; null leaves torch's choice, one per core. Tiny models are
+    fastest with 1. (Ray gives its workers as many as they reserve CPUs, at least 1.)"""
 
 
 @dataclass(slots=True)

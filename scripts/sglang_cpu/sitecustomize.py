@@ -1,8 +1,8 @@
 """Satisfies SGLang's imports of GPU-only packages on a machine without a GPU.
 
-SGLang 0.5.23 imports these packages unconditionally and calls none of them on CPU. They are replaced by hollow modules whose
-members raise when called, so that a call that does happen is an error that names itself. Remove once SGLang imports on CPU
-without them.
+SGLang 0.5.23 imports these packages unconditionally and calls none of them on CPU. They are replaced by hollow modules
+whose members raise when called, so that a call that does happen is an error that names itself. Remove once SGLang
+imports on CPU without them.
 """
 
 import importlib.abc
