@@ -120,8 +120,8 @@ def _loss(loss: ValueLoss, live: Tensor, batch: TokenBatch) -> Tensor:
 def _describe(step: int, number: int, live: Tensor) -> str:
     bad = int((~live.isfinite()).sum())
     cause = (
-        f"{bad} of {len(live)} live values are not finite: the weights or activations overflowed. Restart from the last "
-        "checkpoint with a lower critic.optimizer.lr"
+        f"{bad} of {len(live)} live values are not finite: the weights or activations overflowed. Restart from the "
+        "last checkpoint with a lower critic.optimizer.lr"
         if bad
         else "the live values are finite: rewards, and with them returns, are not"
     )
