@@ -8,7 +8,6 @@ Layout of the directory, after Megatron-LM's conventions so that any of ours can
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from opd_trainer.errors import CheckpointError
-from opd_trainer.files import write_atomically
-from opd_trainer.protocols import Learner
+from opd_trainer.files import publish, unwritable, write_atomically
 
 LATEST = "latest_checkpointed_iteration.txt"
 CONTROLLER_STATE = "controller.json"
+PARTIAL = ".partial_"
+"""Begins the name of a checkpoint that is being written or deleted."""
 
 
 class Stateful(Protocol):
@@ -35,11 +35,27 @@ class Stateful(Protocol):
         ...
 
 
+class WritesFiles(Protocol):
+    """The part of a `Learner` that saves and restores."""
+
+    async def save(self, directory: Path, *, background: bool = False) -> None:
+        """See `Learner`."""
+        ...
+
+    async def finish_save(self, *, wait: bool) -> bool:
+        """See `Learner`."""
+        ...
+
+    async def restore(self, directory: Path) -> None:
+        """See `Learner`."""
+        ...
+
+
 class Resumable(Protocol):
     """What a checkpoint holds."""
 
     @property
-    def learner(self) -> Learner:
+    def learner(self) -> WritesFiles:
         """Writes its own files."""
         ...
 
@@ -73,6 +89,8 @@ class Checkpoints:
         every: steps between checkpoints; 0 saves only after the last step.
         keep: how many to keep, at least 1.
         total_steps: steps of the whole run.
+        background: whether training goes on while a checkpoint is written. It is complete, and counts, from the step
+            after the last file is written; the next one, and the end of the run, wait for it.
         finished: steps that are done; set by `restore`.
     """
 
@@ -80,7 +98,9 @@ class Checkpoints:
     every: int
     keep: int
     total_steps: int
+    background: bool = False
     finished: int = field(default=0)
+    _writing: int | None = field(default=None, init=False)
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, counted from 0."""
@@ -106,15 +126,39 @@ class Checkpoints:
         return path
 
     async def save(self, step: int, run: Resumable) -> None:
-        """Writes the state after `step` when one is due. A crash at any point leaves the previous one usable."""
+        """Writes the state after `step` when one is due. A crash at any point leaves the previous one usable.
+
+        Raises:
+            CheckpointError: it cannot be written; the disk is full, for one.
+        """
         finished = step + 1
-        if not (self.is_last(step) or (self.every and finished % self.every == 0)):
+        due = self.is_last(step) or (self.every > 0 and finished % self.every == 0)
+        try:
+            await self._complete(run, wait=due)
+            if due:
+                await self._write(finished, run)
+                await self._complete(run, wait=not self.background or self.is_last(step))
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
+
+    async def _complete(self, run: Resumable, *, wait: bool) -> None:
+        """Gives the checkpoint that is being written its name, if it is written or `wait` is set."""
+        if self._writing is None or not await run.learner.finish_save(wait=wait):
             return
-        target = self.directory / iteration_name(finished)
-        partial = self.directory / f".partial_{iteration_name(finished)}"
-        shutil.rmtree(partial, ignore_errors=True)
+        finished, self._writing = self._writing, None
+        target, partial = self._paths(finished)
+        shutil.rmtree(target, ignore_errors=True)
+        publish(partial, target)
+        write_atomically(self.directory / LATEST, str(finished))
+        self._prune(finished)
+
+    async def _write(self, finished: int, run: Resumable) -> None:
+        """Writes a checkpoint, or begins to; it has its name after `_complete`."""
+        _, partial = self._paths(finished)
+        for leftover in self.directory.glob(f"{PARTIAL}*"):
+            shutil.rmtree(leftover)
         partial.mkdir(parents=True)
-        await run.learner.save(partial)
+        await run.learner.save(partial, background=self.background)
         state = {
             "finished": finished,
             "experience": run.experience.state_dict(),
@@ -122,10 +166,7 @@ class Checkpoints:
             "tracker": run.tracker.state_dict(),
         }
         write_atomically(partial / CONTROLLER_STATE, json.dumps(state))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
-        write_atomically(self.directory / LATEST, str(finished))
-        self._prune(finished)
+        self._writing = finished
 
     def stop_after(self, step: int) -> None:
         """Makes `step` the last one."""
@@ -143,9 +184,17 @@ class Checkpoints:
             self.finished = state["finished"]
         return self.finished
 
+    def _paths(self, finished: int) -> tuple[Path, Path]:
+        """Where a checkpoint lies, and where it lies while it is not complete."""
+        name = iteration_name(finished)
+        return self.directory / name, self.directory / f"{PARTIAL}{name}"
+
     def _prune(self, finished: int) -> None:
         """Keeps the newest `keep` up to `finished`; a later one is a leftover of a crash before a resume."""
-        found = {int(path.name.removeprefix("iter_")): path for path in self.directory.glob("iter_*")}
+        found = {int(path.name.removeprefix("iter_")) for path in self.directory.glob("iter_*")}
         kept = sorted(number for number in found if number <= finished)[-self.keep :]
-        for number in found.keys() - kept:
-            shutil.rmtree(found[number])
+        for number in found.difference(kept):
+            path, partial = self._paths(number)
+            # Under its name a checkpoint is complete, also while it is deleted.
+            path.rename(partial)
+            shutil.rmtree(partial)

@@ -41,6 +41,9 @@ class CheckpointConfig:
     """Steps between checkpoints; one is always written after the last step. 0 writes only that one."""
     keep: int = 2
     """Checkpoints kept, newest first, at least 1; older ones are deleted."""
+    async_save: bool = False
+    """Write while training goes on; takes host memory for a second copy of weights and optimizer. A crash meanwhile falls
+    back to the checkpoint before."""
 
 
 @dataclass(slots=True)

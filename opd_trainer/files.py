@@ -1,7 +1,10 @@
 """Files and folders that a crash cannot leave half written."""
 
 import os
+import shutil
 from pathlib import Path
+
+from opd_trainer.errors import CheckpointError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -26,6 +29,16 @@ def publish(partial: Path, folder: Path) -> None:
         _sync(path)
     partial.rename(folder)
     _sync(folder.parent)
+
+
+def unwritable(folder: Path, error: BaseException) -> CheckpointError:
+    """What to tell when files could not be written below a folder."""
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return CheckpointError(
+        f"{folder}: could not be written ({reason[-1].strip()}), with {free:,} bytes free there: what was complete before "
+        f"is intact. Make room and continue with resume=auto, or write elsewhere with output_dir=DIR"
+    )
 
 
 def _sync(path: Path) -> None:

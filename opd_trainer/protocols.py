@@ -107,8 +107,15 @@ class Learner(Protocol):
         """The weights of "student" or "teacher:<name>", under Hugging Face names; read before the next update."""
         ...
 
-    async def save(self, directory: Path) -> None:
-        """Writes weights, optimizer, scheduler and RNG into `directory`, which exists and is empty."""
+    async def save(self, directory: Path, *, background: bool = False) -> None:
+        """Writes weights, optimizer, scheduler and RNG into `directory`, which exists and is empty.
+
+        With `background` it returns as soon as the state is copied, and `finish_save` completes what was written.
+        """
+        ...
+
+    async def finish_save(self, *, wait: bool) -> bool:
+        """Completes a save in the background, if it is written or `wait` is set; whether none is under way any more."""
         ...
 
     async def restore(self, directory: Path) -> None:

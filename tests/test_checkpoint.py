@@ -26,11 +26,19 @@ class Part:
 class FileLearner:
     weights: float = 0.0
     crash: bool = False
+    finished: bool = True
+    waited: int = 0
 
-    async def save(self, directory: Path) -> None:
+    async def save(self, directory: Path, *, background: bool = False) -> None:
+        self.finished = not background
         (directory / "weights").write_text(str(self.weights))
         if self.crash:
             raise KeyboardInterrupt
+
+    async def finish_save(self, *, wait: bool) -> bool:
+        self.finished = self.finished or wait
+        self.waited += wait
+        return self.finished
 
     async def restore(self, directory: Path) -> None:
         self.weights = float((directory / "weights").read_text())
@@ -110,3 +118,33 @@ def test_stopping_early_makes_the_step_the_last_one(tmp_path: Path) -> None:
             checkpoints.stop_after(step)
             assert checkpoints.is_last(step)
     assert seen == [0, 1, 2]
+
+
+def test_in_the_background_a_checkpoint_counts_once_it_is_written(tmp_path: Path) -> None:
+    run, checkpoints = Run(), Checkpoints(directory=tmp_path, every=2, keep=2, total_steps=7, background=True)
+    marked = []
+    for step in checkpoints.steps():
+        run.learner.weights += 1.0
+        run.experience.value = 10 * (step + 1)
+        # The files of the checkpoint after step 2 are there by step 3; those of the one after step 4 never are.
+        run.learner.finished = run.learner.finished or step == 2
+        asyncio.run(checkpoints.save(step, run))
+        marked.append((tmp_path / LATEST).read_text() if (tmp_path / LATEST).exists() else None)
+    # Saves after steps 2, 4, 6 and 7: the third waits for the second, the last for the third and for itself.
+    assert marked == [None, None, "2", "2", "2", "4", "7"]
+    assert run.learner.waited == 3
+    resumed = Run()
+    assert asyncio.run(Checkpoints(directory=tmp_path, every=2, keep=2, total_steps=7).restore(resumed)) == 7
+    assert (resumed.learner.weights, resumed.experience.value) == (7.0, 70)
+    # The state is that of the step, although later steps went on while it was written.
+    state = json.loads((tmp_path / "iter_0000006" / CONTROLLER_STATE).read_text())
+    assert state["experience"]["value"] == 60
+
+
+def test_a_disk_that_is_full_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*bytes free.*resume=auto"):
+        train(Run(), Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=1))

@@ -2,10 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from opd_trainer.build.teachers import teachers_of
 from opd_trainer.build.vocabulary import Vocabulary
 from opd_trainer.build.workers import Workers
+from opd_trainer.checkpoint import Checkpoints
 from opd_trainer.config import Config
 from opd_trainer.errors import ConfigError, Problem
 from opd_trainer.megatron.config import Placement
@@ -55,6 +57,17 @@ def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> M
         workers.training(MakeMegatronWorker(spec)),
         max_tokens=config.megatron.max_tokens_per_device * config.megatron.context_parallel,
         bucket_bytes=config.rollout.bucket_bytes,
+    )
+
+
+def checkpoints_of(config: Config, output_dir: Path) -> Checkpoints:
+    """Where and when the state of a run is saved."""
+    return Checkpoints(
+        output_dir / "checkpoints",
+        every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        total_steps=config.steps,
+        background=config.checkpoint.async_save,
     )
 
 

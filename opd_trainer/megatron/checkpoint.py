@@ -6,7 +6,6 @@ be loaded as a model without anything else.
 
 import contextlib
 import random
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,30 @@ import torch
 
 from opd_trainer.errors import CheckpointError
 from opd_trainer.megatron.build import MegatronModel
-from opd_trainer.megatron.compat import cpu_tensors, inline_checkpoint_writer
+from opd_trainer.megatron.compat import cpu_tensors
 from opd_trainer.megatron.naming import OPTIMIZER, naming_of
 from opd_trainer.megatron.optimizer import Optimizer
 from opd_trainer.megatron.optimizer_state import copy_of, set_state, sharded_state, wanted_state
 from opd_trainer.megatron.runtime import MegatronRuntime
+from opd_trainer.megatron.saving import Saving, begin, quietly
 
-FORMAT = "torch_dist"
 PREFIX = "model."
 """Of our names of the weights in the state of a training run."""
 HEAD = "output_layer."
 
 
-def save(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None:
-    """Writes the training state into `directory`, which exists and holds no checkpoint; collective."""
-    from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+def begin_save(directory: Path, model: MegatronModel, optimizer: Optimizer, *, background: bool = False) -> Saving:
+    """Begins to write the training state into `directory`, which exists and holds no checkpoint; collective.
 
+    Args:
+        directory: to write to.
+        model: whose weights.
+        optimizer: its state, schedule and number of steps.
+        background: write in a thread, from a copy of the state on the host.
+
+    Raises:
+        CheckpointError: this rank cannot write.
+    """
     weights = _model_state(model)
     with cpu_tensors():
         optimizer_state = sharded_state(optimizer, weights)
@@ -42,9 +48,7 @@ def save(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None:
         "world_size": model.runtime.world_size,
         "rng": _rng_state(model.runtime),
     }
-    strategy = TorchDistSaveShardedStrategy(FORMAT, 1, thread_count=1)
-    with _quietly(), inline_checkpoint_writer():
-        dist_checkpointing.save(state, str(directory), strategy)
+    return begin(directory, state, background=background)
 
 
 def restore(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None:
@@ -71,14 +75,13 @@ def restore(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None
 
 
 def save_weights(directory: Path, model: MegatronModel) -> None:
-    """Writes the weights alone, under Megatron-LM's names, into `directory`, which exists and is empty; collective."""
-    from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+    """Writes the weights alone, under Megatron-LM's names, into `directory`, which exists and is empty; collective.
 
+    Raises:
+        CheckpointError: a rank cannot write.
+    """
     state = {"model": _model_state(model, prefix=""), "checkpoint_version": 3.0, "iteration": 0}
-    strategy = TorchDistSaveShardedStrategy(FORMAT, 1, thread_count=1)
-    with _quietly(), inline_checkpoint_writer():
-        dist_checkpointing.save(state, str(directory), strategy)
+    begin(directory, state, background=False).finish()
 
 
 def load_weights(model: MegatronModel, directory: Path, *, with_head: bool = True) -> None:
@@ -125,21 +128,12 @@ def _model_state(
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Lets Megatron read or write files, without the warnings of torch that only Megatron's authors can act on."""
-    with warnings.catch_warnings(), cpu_tensors():
-        warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
-        warnings.filterwarnings("ignore", "`load_state_dict` is deprecated", FutureWarning)
-        yield
-
-
-@contextlib.contextmanager
 def _told_as_user_error(directory: Path) -> Iterator[None]:
     from megatron.core.dist_checkpointing.core import CheckpointingException
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        with _quietly():
+        with quietly():
             yield
     except (CheckpointingException, CheckpointException, FileNotFoundError, KeyError) as error:
         failures = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []

@@ -20,6 +20,7 @@ from opd_trainer.megatron.huggingface import describe
 from opd_trainer.megatron.micro_batch import MicroBatch, forward_only, prepare
 from opd_trainer.megatron.optimizer import Optimizer, wrap
 from opd_trainer.megatron.runtime import MegatronRuntime
+from opd_trainer.megatron.saving import Saving
 from opd_trainer.megatron.source import LoadedModel, load_model
 from opd_trainer.megatron.spec import RankCritic, WorkerSpec
 from opd_trainer.types import TokenBatch
@@ -93,16 +94,16 @@ class Critic:
             values=values, loss=sum(losses), grad_norm=stepped.grad_norm, learning_rate=stepped.learning_rate
         )
 
-    def save(self, directory: Path) -> None:
-        """Writes the critic's state beside the student's, which is in `directory`; it can be loaded as a critic."""
+    def begin_save(self, directory: Path, *, background: bool) -> Saving:
+        """Begins to write the critic's state beside the student's in `directory`; it can be loaded as a critic."""
         folder = directory / FOLDER
         folder.mkdir(exist_ok=True)
-        checkpoint.save(folder, self.loaded.model, self.optimizer)
         if self.loaded.model.runtime.rank == 0:
             describe(self.loaded.model, folder, self.loaded.folder)
+        return checkpoint.begin_save(folder, self.loaded.model, self.optimizer, background=background)
 
     def restore(self, directory: Path) -> None:
-        """The inverse of `save`.
+        """The inverse of `begin_save`.
 
         Raises:
             CheckpointError: `directory` holds no critic of this shape.

@@ -78,9 +78,28 @@ class MegatronLearner:
         """The weights of "student" or "teacher:<name>", under Hugging Face names; read before the next update."""
         return WeightStream(version, self._shards.weights(model, self._bucket_bytes))
 
-    async def save(self, directory: Path) -> None:
-        """Writes weights, optimizer, schedule and RNG into `directory`, which exists and is empty."""
-        await self._group.call("save", directory)
+    async def save(self, directory: Path, *, background: bool = False) -> None:
+        """Writes weights, optimizer, schedule and RNG into `directory`, which exists and is empty.
+
+        Args:
+            directory: to write to.
+            background: return as soon as the state is copied; `finish_save` completes what was written.
+
+        Raises:
+            CheckpointError: a worker cannot write.
+        """
+        await self._group.call("save", directory, background)
+
+    async def finish_save(self, *, wait: bool) -> bool:
+        """Completes a save in the background, if it is written or `wait` is set; whether none is under way any more.
+
+        Raises:
+            CheckpointError: a worker could not write.
+        """
+        if not wait and not all(await self._group.call("save_done")):
+            return False
+        await self._group.call("finish_save")
+        return True
 
     async def restore(self, directory: Path) -> None:
         """The inverse of `save`.

@@ -1,6 +1,7 @@
 """One training worker: the student with its optimizer, and the reference, critic and inline teachers beside it.
 
-A plain class: nothing in here knows what runs it. Every method but `health` is collective: call it on all ranks.
+A plain class: nothing in here knows what runs it. Every method but `health` and `save_done` is collective: call it on
+all ranks.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from opd_trainer.megatron.micro_batch import Scoring, on_device, prepare, score
 from opd_trainer.megatron.optimizer import Optimizer, wrap
 from opd_trainer.megatron.outbox import Outbox
 from opd_trainer.megatron.runtime import MegatronRuntime
+from opd_trainer.megatron.saving import Saving
 from opd_trainer.megatron.source import LoadedModel, load_model
 from opd_trainer.megatron.spec import Place, RankUpdate, WorkerSpec, place_of
 from opd_trainer.megatron.update import ForwardBackward, Stopwatch, score_inline
@@ -51,6 +53,7 @@ class MegatronWorker:
         self._reference: FrozenModel | None = None
         self._critic: Critic | None = None
         self._outbox = Outbox()
+        self._saving: list[Saving] = []
 
     def start(self) -> None:
         """Joins the other workers, builds and loads the models.
@@ -73,6 +76,9 @@ class MegatronWorker:
 
     def close(self) -> None:
         """Frees the models and tears down the process groups and patches. Safe to call twice, or before `start`."""
+        for saving in self._saving:
+            saving.wait()
+        self._saving = []
         self._student = self._optimizer = self._forward_backward = None
         self._live = self._reference = self._critic = None
         self._outbox = Outbox()
@@ -174,15 +180,43 @@ class MegatronWorker:
         there += [f"teacher:{key}" for key in self._teachers]
         return OpdError(f"the training workers have no model {model!r}, only {', '.join(there)}")
 
-    def save(self, directory: Path) -> None:
-        """Writes weights, optimizer, schedule and RNG into `directory`, which exists and holds no checkpoint."""
+    def save(self, directory: Path, background: bool = False) -> None:
+        """Writes weights, optimizer, schedule and RNG into `directory`, which exists and holds no checkpoint.
+
+        Args:
+            directory: to write to.
+            background: return as soon as the state is copied; the checkpoint is not complete before `finish_save`.
+
+        Raises:
+            CheckpointError: a rank cannot write.
+            OpdError: an earlier save is not finished.
+        """
         student = _started(self._student)
         self._require_student("saving")
-        checkpoint.save(directory, student.model, _started(self._optimizer))
+        if self._saving:
+            raise OpdError("a save is under way: finish it before the next one")
+        optimizer = _started(self._optimizer)
+        self._saving.append(checkpoint.begin_save(directory, student.model, optimizer, background=background))
         if self._runtime.rank == 0:
             describe(student.model, directory, student.folder)
         if self._critic is not None:
-            self._critic.save(directory)
+            self._saving.append(self._critic.begin_save(directory, background=background))
+        if not background:
+            self.finish_save()
+
+    def save_done(self) -> bool:
+        """Whether `finish_save` would not have to wait for this rank; not collective."""
+        return all(saving.done for saving in self._saving)
+
+    def finish_save(self) -> None:
+        """Waits for a save in the background, and completes the checkpoint.
+
+        Raises:
+            CheckpointError: a rank could not write.
+        """
+        under_way, self._saving = self._saving, []
+        for saving in under_way:
+            saving.finish()
 
     def restore(self, directory: Path) -> None:
         """The inverse of `save`.

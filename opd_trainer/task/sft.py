@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opd_trainer.build.data import load_data
-from opd_trainer.build.learner import build_learner
+from opd_trainer.build.learner import build_learner, checkpoints_of
 from opd_trainer.build.rollout import build_engine, evaluation_sampling
 from opd_trainer.build.vocabulary import vocabulary_of
 from opd_trainer.build.workers import Workers
@@ -64,9 +64,7 @@ async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
         for part in (learner, engine):
             stack.push_async_callback(part.close)
             await part.start()
-        checkpoint = Checkpoints(
-            output_dir / "checkpoints", config.checkpoint.every, config.checkpoint.keep, config.steps
-        )
+        checkpoint = checkpoints_of(config, output_dir)
         sampling = evaluation_sampling(config, vocabulary)
         evaluation = RunEvaluation(
             evaluator=Evaluator(config.eval, prompts.held_out, reward, sampling, config.seed),

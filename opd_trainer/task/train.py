@@ -4,12 +4,11 @@ import contextlib
 from pathlib import Path
 
 from opd_trainer.build.data import load_data
-from opd_trainer.build.learner import build_learner, build_objective
+from opd_trainer.build.learner import build_learner, build_objective, checkpoints_of
 from opd_trainer.build.rollout import build_engine, build_teacher_engine, evaluation_sampling, sampling_of
 from opd_trainer.build.teachers import DEFAULT_TEACHER, build_dedicated_teachers, build_server_teachers
 from opd_trainer.build.vocabulary import vocabulary_of
 from opd_trainer.build.workers import Workers
-from opd_trainer.checkpoint import Checkpoints
 from opd_trainer.config import Config
 from opd_trainer.controller import Controller
 from opd_trainer.eval.evaluator import Evaluator
@@ -71,9 +70,7 @@ async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
             engine=engine,
             evaluate=evaluation,
             tracker=tracker,
-            checkpoint=Checkpoints(
-                output_dir / "checkpoints", config.checkpoint.every, config.checkpoint.keep, config.steps
-            ),
+            checkpoint=checkpoints_of(config, output_dir),
         )
         finished = await controller.checkpoint.restore(controller)
         tracker.truncate_after(finished - 1)

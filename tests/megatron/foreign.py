@@ -3,11 +3,13 @@
 import argparse
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from opd_trainer.megatron.build import MegatronModel, build_model
 from opd_trainer.megatron.compat import cpu_tensors, inline_checkpoint_writer
@@ -44,9 +46,15 @@ def loaded(runtime: MegatronRuntime, architecture: Architecture, folder: Path) -
     return model
 
 
-def padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """Rows of the embedding up to a multiple, as Megatron-LM pads it; garbage, which nothing may read."""
-    return torch.cat([tensor, torch.full((rows - len(tensor), *tensor.shape[1:]), 1e9)])
+def pad_vocabulary(source: Path, target: Path, rows: int) -> Path:
+    """A copy of a Hugging Face folder whose vocabulary is padded as Megatron-LM pads it; with garbage, which nothing reads."""
+    tensors = load_file(source / "model.safetensors")
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+        tensor = tensors[name]
+        tensors[name] = torch.cat([tensor, torch.full((rows - len(tensor), tensor.shape[1]), 1e9)])
+    target.mkdir()
+    save_file(tensors, target / "model.safetensors")
+    return target
 
 
 def save_torch_dist(
@@ -69,11 +77,9 @@ def save_torch_dist(
     return folder
 
 
-def save_rank_file(
-    directory: Path, name: str, states: list[Mapping[str, Any]], *, transformer_engine: bool, vocab_rows: int
-) -> None:
-    """One rank's file of the older format; norms under Transformer Engine's names, the vocabulary padded."""
-    chunks = [dict(_renamed(state, vocab_rows) if transformer_engine else state) for state in states]
+def save_rank_file(directory: Path, name: str, states: list[Mapping[str, Any]], *, transformer_engine: bool) -> None:
+    """One rank's file of the older format, with or without Transformer Engine's names of the norms."""
+    chunks = [_renamed(state) if transformer_engine else dict(state) for state in states]
     named = (
         {"model": chunks[0]} if len(chunks) == 1 else {f"model{number}": chunk for number, chunk in enumerate(chunks)}
     )
@@ -81,51 +87,51 @@ def save_rank_file(
     torch.save({**common(), **named}, directory / name / "model_optim_rng.pt")
 
 
-def _renamed(state: Mapping[str, Any], vocab_rows: int) -> dict[str, Any]:
-    found = {}
+def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for name, value in state.items():
         theirs = name.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
-        theirs = theirs.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
-        vocabulary = "word_embeddings" in name or name.startswith("output_layer.weight")
-        found[theirs] = padded(value, vocab_rows) if vocabulary and value is not None else value
+        found[theirs.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")] = value
     return found | {"decoder.layers.0.self_attention.linear_qkv._extra_state": torch.zeros(4, dtype=torch.uint8)}
 
 
-def save_ranks(
-    rank: int,
-    world_size: int,
-    rendezvous: str,
-    source: Path,
-    directory: Path,
-    architecture: Architecture,
-    settings: MegatronConfig,
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What several ranks write.
+
+    Attributes:
+        source: Hugging Face folder.
+        target: where to.
+        architecture: of the model.
+        settings: the ranks' layout.
+    """
+
+    source: Path
+    target: Path
+    architecture: Architecture
+    settings: MegatronConfig
+
+
+def save_ranks(rank: int, world_size: int, rendezvous: str, job: Job) -> None:
     """For `run_gloo`: every rank writes its file, as Megatron-LM names it."""
+    settings = job.settings
     runtime = MegatronRuntime(rank, world_size, rendezvous, settings, seed=9)
     runtime.start()
-    model = loaded(runtime, architecture, source)
+    model = loaded(runtime, job.architecture, job.source)
     name = f"mp_rank_{runtime.tp_rank:02d}"
     if settings.pipeline_parallel > 1:
         name += f"_{runtime.pp_rank:03d}"
     if settings.expert_parallel > 1:
         name += f"_{runtime.ep_rank:03d}"
     state = model.modules[0].state_dict_for_save_checkpoint()
-    rows = 64 // settings.tensor_parallel
-    save_rank_file(directory, name, [state], transformer_engine=architecture.experts is None, vocab_rows=rows)
+    transformer_engine = job.architecture.experts is None
+    save_rank_file(job.target, name, [state], transformer_engine=transformer_engine)
     runtime.close()
 
 
-def save_dist_ranks(
-    rank: int,
-    world_size: int,
-    rendezvous: str,
-    source: Path,
-    folder: Path,
-    architecture: Architecture,
-    settings: MegatronConfig,
-) -> None:
+def save_dist_ranks(rank: int, world_size: int, rendezvous: str, job: Job) -> None:
     """For `run_gloo`: a torch_dist checkpoint written from several ranks."""
-    runtime = MegatronRuntime(rank, world_size, rendezvous, settings, seed=9)
+    runtime = MegatronRuntime(rank, world_size, rendezvous, job.settings, seed=9)
     runtime.start()
-    save_torch_dist(runtime, loaded(runtime, architecture, source), folder, {}, "iter_0000020")
+    save_torch_dist(runtime, loaded(runtime, job.architecture, job.source), job.target, {}, "iter_0000020")
     runtime.close()

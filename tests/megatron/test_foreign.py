@@ -21,6 +21,7 @@ from tests.megatron.models import hf_model, pack, sequences, started, tiny
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Please use DTensor instead:FutureWarning")]
 
+PADDED = 64
 HOMOGENEOUS: dict[str, bool] = {}
 PER_LAYER = {"non_homogeneous_layers": True}
 NEWEST = {"singleton_local_shards": True}
@@ -31,6 +32,12 @@ def saved(folder: Path, architecture: Architecture) -> Any:
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     return model
+
+
+def padded(folder: Path, architecture: Architecture) -> Architecture:
+    """What is written: `folder`/hf with a padded vocabulary, in `folder`/padded."""
+    foreign.pad_vocabulary(folder / "hf", folder / "padded", PADDED)
+    return replace(architecture, vocab_size=PADDED)
 
 
 def check(folder: Path, checkpoint: Path, reference: Any) -> None:
@@ -56,7 +63,7 @@ def test_torch_dist_under_the_names_of_each_version(family: Family, metadata: di
     architecture = tiny(family, tie_embeddings=False)
     reference = saved(tmp_path / "hf", architecture)
     with started(tmp_path) as runtime:
-        model = foreign.loaded(runtime, architecture, tmp_path / "hf")
+        model = foreign.loaded(runtime, padded(tmp_path, architecture), tmp_path / "padded")
         foreign.save_torch_dist(runtime, model, tmp_path / "megatron", metadata, "iter_0000020")
     check(tmp_path / "hf", tmp_path / "megatron", reference)
 
@@ -65,7 +72,7 @@ def test_a_release_as_slime_converts_it(tmp_path: Path) -> None:
     architecture = tiny(Family.qwen3)
     reference = saved(tmp_path / "hf", architecture)
     with started(tmp_path) as runtime:
-        model = foreign.loaded(runtime, architecture, tmp_path / "hf")
+        model = foreign.loaded(runtime, padded(tmp_path, architecture), tmp_path / "padded")
         foreign.save_torch_dist(runtime, model, tmp_path / "megatron", HOMOGENEOUS, "release")
     assert (tmp_path / "megatron" / foreign.MARKER).read_text() == "release"
     check(tmp_path / "hf", tmp_path / "megatron", reference)
@@ -96,7 +103,11 @@ def test_rank_files_of_several_ranks(layout: str, tied: bool, tmp_path: Path) ->
     architecture = tiny(family, tie_embeddings=tied)
     reference = saved(tmp_path / "hf", architecture)
     directory = tmp_path / "megatron" / "iter_0000020"
-    run_gloo(foreign.save_ranks, world_size, tmp_path / "hf", directory, architecture, settings)
+    run_gloo(
+        foreign.save_ranks,
+        world_size,
+        foreign.Job(tmp_path / "padded", directory, padded(tmp_path, architecture), settings),
+    )
     (tmp_path / "megatron" / foreign.MARKER).write_text("20")
     found = inspect(tmp_path / "megatron")
     assert (found.kind, found.path, found.step) == (CheckpointKind.torch, directory, 20)
@@ -108,13 +119,17 @@ def test_torch_dist_of_several_ranks(tmp_path: Path) -> None:
     architecture = tiny(Family.qwen3, tie_embeddings=False)
     reference = saved(tmp_path / "hf", architecture)
     settings = MegatronConfig(tensor_parallel=2, timeout_s=60)
-    run_gloo(foreign.save_dist_ranks, 2, tmp_path / "hf", tmp_path / "megatron", architecture, settings)
+    run_gloo(
+        foreign.save_dist_ranks,
+        2,
+        foreign.Job(tmp_path / "padded", tmp_path / "megatron", padded(tmp_path, architecture), settings),
+    )
     check(tmp_path / "hf", tmp_path / "megatron", reference)
 
 
 def states(folder: Path, architecture: Architecture) -> dict[str, Any]:
     with started(folder) as runtime:
-        return dict(foreign.loaded(runtime, architecture, folder / "hf").modules[0].state_dict())
+        return dict(foreign.loaded(runtime, padded(folder, architecture), folder / "padded").modules[0].state_dict())
 
 
 def test_rank_files_with_several_chunks_of_layers(tmp_path: Path) -> None:
@@ -133,7 +148,7 @@ def test_rank_files_with_several_chunks_of_layers(tmp_path: Path) -> None:
                 mine["decoder.final_layernorm.weight"] = whole["decoder.final_layernorm.weight"]
             chunks.append(mine)
         name = f"mp_rank_00_{stage:03d}"
-        foreign.save_rank_file(tmp_path / "megatron", name, chunks, transformer_engine=True, vocab_rows=64)
+        foreign.save_rank_file(tmp_path / "megatron", name, chunks, transformer_engine=True)
     check(tmp_path / "hf", tmp_path / "megatron", reference)
 
 
@@ -143,7 +158,7 @@ def single(tmp_path: Path) -> Path:
     architecture = tiny(Family.qwen3)
     saved(tmp_path / "hf", architecture)
     state = states(tmp_path, architecture)
-    foreign.save_rank_file(tmp_path / "megatron", "mp_rank_00", [state], transformer_engine=False, vocab_rows=64)
+    foreign.save_rank_file(tmp_path / "megatron", "mp_rank_00", [state], transformer_engine=False)
     return tmp_path
 
 
