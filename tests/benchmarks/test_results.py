@@ -32,7 +32,7 @@ def test_table_page_and_plot(tmp_path: Path) -> None:
     runs = []
     for variant in results.VARIANTS:
         for seed, after in ((0, 0.8), (1, 0.9)):
-            alone = variant.name == "grpo"
+            alone = variant.name.startswith("grpo")
             directory = run_directory(
                 tmp_path / f"{variant.name}{seed}",
                 after=after,
@@ -42,7 +42,7 @@ def test_table_page_and_plot(tmp_path: Path) -> None:
             runs.append(demo_runs.load(directory, variant, seed))
 
     lines = demo_runs.table(runs).splitlines()
-    assert len(lines) == 2 + 8
+    assert len(lines) == 2 + 10
     assert lines[2] == "| GRPO with distillation | 0 | 96.0% | 50.0% | 80.0% | 83.3% | 0.25 | 0.0125 | 1.5 |"
     assert lines[4] == "| GRPO alone | 0 | - | 50.0% | 80.0% | - | - | - | 1.5 |"
 
