@@ -93,7 +93,7 @@ class MegatronConfig:
     """Shard optimizer state over data-parallel ranks."""
     max_tokens_per_device: int = 8192
     """Budget of a packed micro-batch, tokens; one longer sequence gets a micro-batch of its own."""
-    log_prob_chunk_tokens: int = 1024
+    log_prob_chunk_tokens: int = 128
     """Tokens whose vocabulary row is in fp32 at a time when log-probs are computed."""
     timeout_s: float = 1800.0
     """Limit on any one call to a worker, and on collectives."""

@@ -17,7 +17,7 @@ from opd_trainer.model.config import Dtype
 P = TypeVar("P", bound=Part)
 TOGETHER = 3
 """Changes that are tried at once."""
-SMALLEST_CHUNK = 256
+SMALLEST_CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
