@@ -43,7 +43,8 @@ def student(folder: Path, **changes: Any) -> WorkerSpec:
     """The demo's shape, from scratch."""
     training.save_tokenizer(folder)
     vocab_size = changes.pop("vocab_size", 22)
-    model = ModelConfig(huggingface=str(folder), architecture=ArchitectureConfig(**{"max_length": 2048} | changes))
+    shape: dict[str, Any] = {"max_length": 2048, **changes}
+    model = ModelConfig(huggingface=str(folder), architecture=ArchitectureConfig(**shape))
     return training.spec(folder, model=model, vocab_size=vocab_size)
 
 
