@@ -42,8 +42,8 @@ class CheckpointConfig:
     keep: int = 2
     """Checkpoints kept, newest first, at least 1; older ones are deleted."""
     async_save: bool = False
-    """Write while training goes on; takes host memory for a second copy of weights and optimizer. A crash meanwhile falls
-    back to the checkpoint before."""
+    """Write while training goes on; takes host memory for a second copy of weights and optimizer. A crash meanwhile
+    falls back to the checkpoint before."""
 
 
 @dataclass(slots=True)

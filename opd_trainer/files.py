@@ -36,8 +36,8 @@ def unwritable(folder: Path, error: BaseException) -> CheckpointError:
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return CheckpointError(
-        f"{folder}: could not be written ({reason[-1].strip()}), with {free:,} bytes free there: what was complete before "
-        f"is intact. Make room and continue with resume=auto, or write elsewhere with output_dir=DIR"
+        f"{folder}: could not be written ({reason[-1].strip()}), with {free:,} bytes free there: what was complete "
+        f"before is intact. Make room and continue with resume=auto, or write elsewhere with output_dir=DIR"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from opd_trainer.checkpoint import CONTROLLER_STATE, LATEST, Checkpoints
 from opd_trainer.errors import CheckpointError
 

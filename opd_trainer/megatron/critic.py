@@ -98,9 +98,11 @@ class Critic:
         """Begins to write the critic's state beside the student's in `directory`; it can be loaded as a critic."""
         folder = directory / FOLDER
         folder.mkdir(exist_ok=True)
-        if self.loaded.model.runtime.rank == 0:
-            describe(self.loaded.model, folder, self.loaded.folder)
         return checkpoint.begin_save(folder, self.loaded.model, self.optimizer, background=background)
+
+    def describe(self, directory: Path) -> None:
+        """Adds config.json and tokenizer to what `begin_save` writes."""
+        describe(self.loaded.model, directory / FOLDER, self.loaded.folder)
 
     def restore(self, directory: Path) -> None:
         """The inverse of `begin_save`.

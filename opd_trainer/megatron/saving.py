@@ -51,8 +51,8 @@ def begin(directory: Path, state: dict[str, Any], *, background: bool) -> Saving
     Args:
         directory: exists and holds no checkpoint.
         state: what to save.
-        background: copy the state to the host first, so that it may change while it is written, which this does not wait
-            for. Otherwise it is written on return.
+        background: copy the state to the host first, so that it may change while it is written, which this does not
+            wait for. Otherwise it is written on return.
 
     Raises:
         CheckpointError: this rank cannot write.

@@ -21,7 +21,7 @@ from opd_trainer.megatron.micro_batch import Scoring, on_device, prepare, score
 from opd_trainer.megatron.optimizer import Optimizer, wrap
 from opd_trainer.megatron.outbox import Outbox
 from opd_trainer.megatron.runtime import MegatronRuntime
-from opd_trainer.megatron.saving import Saving
+from opd_trainer.megatron.saving import Saving, writing
 from opd_trainer.megatron.source import LoadedModel, load_model
 from opd_trainer.megatron.spec import Place, RankUpdate, WorkerSpec, place_of
 from opd_trainer.megatron.update import ForwardBackward, Stopwatch, score_inline
@@ -197,12 +197,15 @@ class MegatronWorker:
             raise OpdError("a save is under way: finish it before the next one")
         optimizer = _started(self._optimizer)
         self._saving.append(checkpoint.begin_save(directory, student.model, optimizer, background=background))
-        if self._runtime.rank == 0:
-            describe(student.model, directory, student.folder)
         if self._critic is not None:
             self._saving.append(self._critic.begin_save(directory, background=background))
         if not background:
             self.finish_save()
+        if self._runtime.rank == 0:
+            with writing(directory):
+                describe(student.model, directory, student.folder)
+                if self._critic is not None:
+                    self._critic.describe(directory)
 
     def save_done(self) -> bool:
         """Whether `finish_save` would not have to wait for this rank; not collective."""

@@ -47,7 +47,7 @@ def loaded(runtime: MegatronRuntime, architecture: Architecture, folder: Path) -
 
 
 def pad_vocabulary(source: Path, target: Path, rows: int) -> Path:
-    """A copy of a Hugging Face folder whose vocabulary is padded as Megatron-LM pads it; with garbage, which nothing reads."""
+    """A copy of a Hugging Face folder, the vocabulary padded as Megatron-LM pads it, here with garbage."""
     tensors = load_file(source / "model.safetensors")
     for name in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
         tensor = tensors[name]
