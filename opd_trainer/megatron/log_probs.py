@@ -81,7 +81,7 @@ class _TokenLogProbs(torch.autograd.Function):
     """See `token_log_probs`."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917  (torch passes them by position)
+    def forward(  # torch passes them by position
         ctx: Any,
         logits: Tensor,
         targets: Tensor,

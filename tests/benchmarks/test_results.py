@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import demo_runs, estimators, results
@@ -52,7 +53,7 @@ def test_table_page_and_plot(tmp_path: Path) -> None:
 
     accuracy = demo_runs.plot(runs, results.VARIANTS).axes[0]
     first = next(line for line in accuracy.get_lines() if line.get_label() == "GRPO with distillation")
-    assert first.get_xydata().tolist() == [[0, 0.5], [2, pytest.approx(0.85)]]
+    assert np.asarray(first.get_xydata()).tolist() == [[0, 0.5], [2, pytest.approx(0.85)]]
 
 
 def test_the_commands_of_the_control_runs_are_valid(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def save_torch_dist(
     return folder
 
 
-def save_rank_file(directory: Path, name: str, states: list[Mapping[str, Any]], *, transformer_engine: bool) -> None:
+def save_rank_file(directory: Path, name: str, states: Sequence[Mapping[str, Any]], *, transformer_engine: bool) -> None:
     """One rank's file of the older format, with or without Transformer Engine's names of the norms."""
     chunks = [_renamed(state) if transformer_engine else dict(state) for state in states]
     named = (

@@ -54,9 +54,10 @@ def test_equals_attention_one_by_one_with_gradients(key_value_heads):
         ]
         return torch.cat(rows).float()
 
-    expected = one_by_one(*inputs)
+    query, key, value = inputs
+    expected = one_by_one(query, key, value)
     expected_grads = torch.autograd.grad((expected * weight).sum(), inputs)
-    actual = attend(*inputs, blocks, slots)
+    actual = attend(query, key, value, blocks, slots)
     actual_grads = torch.autograd.grad((actual * weight).sum(), inputs)
     assert torch.allclose(actual, expected, atol=1e-5)
     for got, want in zip(actual_grads, expected_grads, strict=True):
