@@ -199,7 +199,7 @@ def _depth_problems(num_layers: int, megatron: MegatronConfig, *, trainable: boo
         return [Problem("megatron.pipeline_parallel", str(stages), why, fix)]
     if trainable and layers is not None and sum(layers) != num_layers:
         why = f"the model has {num_layers} layers, and these are {sum(layers)}"
-        fix = f"Set megatron.pipeline_layers={list(stage_layers(num_layers, megatron))}".replace(" ", "")
+        fix = f"Set megatron.pipeline_layers=[{','.join(map(str, stage_layers(num_layers, megatron)))}]"
         return [Problem("megatron.pipeline_layers", str(list(layers)), why, fix)]
     return []
 

@@ -33,6 +33,8 @@ from tests.megatron.models import hf_model, tiny
 
 STEP = 1e6
 GRADIENT_STEP = {"lr": STEP, "eps": STEP, "beta1": 0.0, "beta2": 0.0, "weight_decay": 0.0, "clip_grad": 0.0}
+TEACHERS = {"default": "teacher", "other": "student"}
+"""Two of them, so that a micro-batch of one rank has nothing for one that other ranks ask."""
 PROMPTS = (3, 2, 5, 1, 4, 2, 1, 7)
 RESPONSES = (6, 0, 9, 4, 1, 12, 30, 2)
 MAX_TOKENS = 24
@@ -173,12 +175,14 @@ def write_models(folder: Path, family: Family) -> None:
 
 
 def spec(folder: Path, settings: dict[str, Any]) -> WorkerSpec:
-    """Student and resident teacher of `write_models` in a layout."""
+    """Student and resident teachers of `write_models` in a layout."""
     changes = {"max_tokens_per_device": MAX_TOKENS, **GRADIENT_STEP, **settings}
     plain = training.spec(folder / "student", **changes)
-    teacher = ResidentTeacher(load=str(folder / "teacher"))
-    builder = inline_teacher("default", teacher, plain.model, plain.megatron, 1.0)
-    return dataclasses.replace(plain, teachers={"default": builder})
+    teachers = {
+        name: inline_teacher(name, ResidentTeacher(load=str(folder / load)), plain.model, plain.megatron, 1.0)
+        for name, load in TEACHERS.items()
+    }
+    return dataclasses.replace(plain, teachers=teachers)
 
 
 def batch(folder: Path) -> TokenBatch:
@@ -188,7 +192,9 @@ def batch(folder: Path) -> TokenBatch:
         live = worker.score([plain], "student")[0]
     noise = torch.randn(len(live), generator=torch.Generator().manual_seed(3)) * 0.1
     return plain.replace(
-        old=Scores(log_probs=live + noise, temperature=1.0, model="old"), opd_weight=plain.mask.float()
+        teacher_name=tuple("other" if length == max(RESPONSES) else "default" for length in RESPONSES),
+        old=Scores(log_probs=live + noise, temperature=1.0, model="old"),
+        opd_weight=plain.mask.float(),
     )
 
 

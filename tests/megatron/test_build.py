@@ -1,4 +1,5 @@
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -182,8 +183,34 @@ def test_uneven_cuts_are_named():
     messages = [str(problem) for problem in architecture_problems(tiny(Family.qwen3), layout, trainable=True)]
     assert any("4 query heads" in message for message in messages)
     assert any("2 key/value heads" in message for message in messages)
-    assert any("2 layers" in message for message in messages)
+    assert any("has 2 layers" in message for message in messages)
     assert not architecture_problems(tiny(Family.qwen3), MegatronConfig(tensor_parallel=2), trainable=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "key", "message"),
+    [
+        (Family.qwen3, {"expert_parallel": 2}, "megatron.expert_parallel", "no experts to share"),
+        (Family.qwen3, {"pipeline_parallel": 3}, "megatron.pipeline_parallel", "has 2 layers"),
+        (
+            Family.qwen3,
+            {"pipeline_parallel": 2, "pipeline_layers": [1, 2]},
+            "megatron.pipeline_layers",
+            r"Set megatron.pipeline_layers=\[1,1\]",
+        ),
+        (Family.qwen3_moe, {"expert_parallel": 3}, "megatron.expert_parallel", "8 experts"),
+        (Family.qwen3_moe, {"tensor_parallel": 2}, "megatron.sequence_parallel", "sequence_parallel=true"),
+    ],
+)
+def test_layouts_that_do_not_fit_the_student_are_named(family, settings, key, message):
+    (problem,) = architecture_problems(tiny(family), MegatronConfig(**settings), trainable=True)
+    assert problem.key == key
+    assert re.search(message, str(problem))
+
+
+def test_a_dense_teacher_of_another_depth_lives_in_the_layout_of_a_student_with_experts():
+    layout = MegatronConfig(expert_parallel=2, pipeline_parallel=2, pipeline_layers=[1, 2])
+    assert architecture_problems(tiny(Family.qwen3), layout, trainable=False) == []
 
 
 @pytest.mark.parametrize("changes", [{"num_kv_heads": 3}, {"head_dim": 15}])

@@ -3,7 +3,7 @@ import torch
 from torch import distributed
 
 from opd_trainer.errors import ConfigError, OpdError
-from opd_trainer.megatron.compat import cpu_compat, cpu_tensors
+from opd_trainer.megatron.compat import cpu_compat, cpu_tensors, quiet
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.model.config import Family
@@ -13,10 +13,17 @@ from tests.megatron.models import build, pack, sequences, started, tiny
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what is not there with a GPU")
 
 
-def patched_places():
-    from megatron.core.pipeline_parallel import schedules
+GEMM = "te_general_gemm"
 
-    return torch.cuda.current_device, torch.cuda.synchronize, schedules.torch
+
+def patched_places():
+    with quiet():
+        from megatron.core.pipeline_parallel import schedules
+        from megatron.core.tensor_parallel import random
+        from megatron.core.transformer.moe import moe_utils
+
+    generators = random._get_cuda_rng_state, random._set_cuda_rng_state
+    return torch.cuda.current_device, torch.cuda.synchronize, schedules.torch, *generators, hasattr(moe_utils, GEMM)
 
 
 def test_twice_in_one_process_and_nothing_is_left(tmp_path):
@@ -77,7 +84,7 @@ def test_close_twice(tmp_path):
     ("settings", "message"),
     [
         (MegatronConfig(tensor_parallel=2), "does not divide 1 workers.*multiple of 2"),
-        (MegatronConfig(expert_parallel=2), "no experts"),
+        (MegatronConfig(expert_parallel=2), "does not divide the 1 workers of a pipeline stage"),
     ],
 )
 def test_impossible_layouts_are_refused_before_anything_starts(settings, message):
