@@ -21,6 +21,7 @@ from opd_trainer.loss.problems import loss_problems, policy_loss_problems, refer
 from opd_trainer.megatron.build import architecture_problems
 from opd_trainer.megatron.layout import layout_problems, model_parallel_size
 from opd_trainer.megatron.source import architecture_of
+from opd_trainer.model.config import Family
 from opd_trainer.model.folder import inspect
 from opd_trainer.opd.config import OpdType, ScheduleKind
 from opd_trainer.opd.problems import opd_problems
@@ -471,6 +472,19 @@ def layout_fits_model(config: Config, named: Named) -> Iterator[Problem]:
         yield from architecture_problems(architecture_of(model, vocab_size=1), config.megatron, trainable=True)
 
 
+def experts_have_a_family(config: Config, named: Named) -> Iterator[Problem]:
+    """Experts are described for a model that has none."""
+    architecture = config.model.architecture
+    keys = sorted(key for key in named.keys if key.startswith("model.architecture.experts."))
+    if keys and architecture.family is not Family.qwen3_moe:
+        yield Problem(
+            keys[0],
+            f"set with the family {architecture.family}",
+            "its layers are dense, so that this would never be read",
+            f"Set model.architecture.family=qwen3_moe, or drop {keys[0]}",
+        )
+
+
 def ranges(config: Config, named: Named) -> Iterator[Problem]:
     """Numbers that have a smallest sensible value."""
     rollout, layout = config.rollout, config.megatron
@@ -521,6 +535,7 @@ ALWAYS: tuple[Rule, ...] = (
     student_has_tokenizer,
     layout_fits_cluster,
     layout_fits_model,
+    experts_have_a_family,
     ranges,
 )
 CONVERTING: tuple[Rule, ...] = (conversion, demo_paths, layout_fits_cluster, ranges)

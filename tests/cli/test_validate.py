@@ -151,6 +151,7 @@ SCRATCH = ("demo=null", "data.path=x", "model.load=null", "model.huggingface=x",
             "megatron.pipeline_layers",
         ),
         (("cluster=ray", *SCRATCH, "megatron.expert_parallel=2"), "megatron.expert_parallel"),
+        ((*SCRATCH, "model.architecture.experts.count=4"), "model.architecture.experts.count"),
         (
             ("cluster=ray", *SCRATCH, "model.architecture.family=qwen3_moe", "megatron.tensor_parallel=2"),
             "megatron.sequence_parallel",
