@@ -77,7 +77,9 @@ def save_torch_dist(
     return folder
 
 
-def save_rank_file(directory: Path, name: str, states: Sequence[Mapping[str, Any]], *, transformer_engine: bool) -> None:
+def save_rank_file(
+    directory: Path, name: str, states: Sequence[Mapping[str, Any]], *, transformer_engine: bool
+) -> None:
     """One rank's file of the older format, with or without Transformer Engine's names of the norms."""
     chunks = [_renamed(state) if transformer_engine else dict(state) for state in states]
     named = (
