@@ -1,0 +1,1 @@
+"""Rules about a configuration as a whole: one rule = one pure function, one module per topic."""

@@ -1,0 +1,53 @@
+"""Numbers that have a smallest sensible value."""
+
+from collections.abc import Iterator
+
+from opd_trainer.cli.named import Named
+from opd_trainer.cli.rules.common import Rule
+from opd_trainer.config import Config
+from opd_trainer.errors import Problem
+
+
+def ranges(config: Config, named: Named) -> Iterator[Problem]:
+    """Numbers that have a smallest sensible value."""
+    rollout, layout = config.rollout, config.megatron
+    at_least: list[tuple[str, float, float]] = [
+        ("steps", config.steps, 0),
+        ("checkpoint.every", config.checkpoint.every, 0),
+        ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("rollout.prompts_per_step", rollout.prompts_per_step, 1),
+        ("rollout.samples_per_prompt", rollout.samples_per_prompt, 1),
+        ("rollout.max_prompt_tokens", rollout.max_prompt_tokens, 1),
+        ("rollout.max_response_tokens", rollout.max_response_tokens, 1),
+        ("rollout.top_k", rollout.top_k, 0),
+        ("rollout.bucket_bytes", rollout.bucket_bytes, 1),
+        ("megatron.tensor_parallel", layout.tensor_parallel, 1),
+        ("megatron.pipeline_parallel", layout.pipeline_parallel, 1),
+        ("megatron.context_parallel", layout.context_parallel, 1),
+        ("megatron.expert_parallel", layout.expert_parallel, 1),
+        ("megatron.max_tokens_per_device", layout.max_tokens_per_device, 1),
+        ("megatron.log_prob_chunk_tokens", layout.log_prob_chunk_tokens, 1),
+        *(
+            (f"{owner}.optimizer.{name}", getattr(optimizer, name), 0)
+            for owner, optimizer in (("megatron", layout.optimizer), ("critic", config.critic.optimizer))
+            for name in ("lr", "weight_decay", "warmup_steps", "clip_grad")
+        ),
+        ("opd.kl_coef", config.opd.kl_coef, 0),
+        ("reference.kl_coef", config.reference.kl_coef, 0),
+        ("eval.every", config.eval.every, 0),
+        ("eval.samples_per_prompt", config.eval.samples_per_prompt, 1),
+        ("eval.temperature", config.eval.temperature, 0),
+    ]
+    for key, value, smallest in at_least:
+        if not value >= smallest:
+            yield Problem(
+                key, str(value), f"the smallest value that makes sense is {smallest}", f"Set {key}={smallest} or more"
+            )
+    if not 0 < rollout.top_p <= 1:
+        yield Problem(
+            "rollout.top_p", str(rollout.top_p), "it is a probability mass in (0, 1]", "Set rollout.top_p=1.0"
+        )
+
+
+ALWAYS: tuple[Rule, ...] = (ranges,)
+CONVERTING: tuple[Rule, ...] = (ranges,)
