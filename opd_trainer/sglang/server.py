@@ -13,8 +13,8 @@ from pathlib import Path
 
 import aiohttp
 
+from opd_trainer.cluster import die_with_parent
 from opd_trainer.errors import WorkerError
-from opd_trainer.sglang import die_with_parent
 
 STOP_S = 20.0
 """How long a server may take to end after SIGTERM before it is killed."""

@@ -1,0 +1,218 @@
+"""Ray over the nodes of a SLURM job: every task of the job, one per node, starts its node's part.
+
+Rank 0 starts the head, tells its address and token in a file that only the user can read, and runs the controller; the
+others join and stay until it is done. Nothing here ends a Ray that is not ours (`ray stop` would), so that two jobs can
+share a node, and nothing outlives its task: the kernel kills what a killed task leaves behind.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from opd_trainer.cluster import die_with_parent
+from opd_trainer.cluster.rendezvous import free_port
+from opd_trainer.errors import WorkerError
+
+POLL_S = 0.2
+STOP_S = 10.0
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+"""Object store of a node: batches and weight buckets pass through it one at a time."""
+RAY = (sys.executable, "-m", "ray.scripts.scripts", "start")
+LOG_TAIL = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class JobTask:
+    """One task of a SLURM job, as SLURM's environment describes it.
+
+    Attributes:
+        rank: 0 for the one that runs the controller.
+        nodes: of the job.
+        attempt: names the job and how often it has been started.
+        address: under which other nodes reach this one.
+        cpus: of this node that the job may use.
+        gpus: likewise.
+    """
+
+    rank: int
+    nodes: int
+    attempt: str
+    address: str
+    cpus: int
+    gpus: int
+
+
+def this_task(environment: Mapping[str, str] = os.environ) -> JobTask:
+    """The task that this process is.
+
+    Raises:
+        WorkerError: this is no SLURM job.
+    """
+    if "SLURM_JOB_ID" not in environment:
+        raise WorkerError("SLURM_JOB_ID is not set: this process was not started by SLURM")
+    devices = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return JobTask(
+        rank=int(environment.get("SLURM_PROCID", "0")),
+        nodes=int(environment.get("SLURM_NNODES", "1")),
+        attempt=f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}",
+        address=_node_address(environment.get("SLURMD_NODENAME")),
+        cpus=int(environment.get("SLURM_CPUS_PER_TASK") or environment.get("SLURM_CPUS_ON_NODE") or "1"),
+        gpus=len([device for device in devices.split(",") if device]),
+    )
+
+
+def _node_address(name: str | None) -> str:
+    """What SLURM's configuration says where the node is, which need not be what its own name resolves to."""
+    if name is not None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            shown = subprocess.run(
+                ["scontrol", "show", "node", name, "-o"], capture_output=True, text=True, check=True, timeout=30
+            ).stdout
+            said = dict(pair.split("=", 1) for pair in shown.split() if "=" in pair)
+            return socket.gethostbyname(said.get("NodeAddr", name))
+    return socket.gethostbyname(name or socket.gethostname())
+
+
+class _Part:
+    """This node's part of Ray: one process with its children."""
+
+    def __init__(self, arguments: list[str], task: JobTask, token: str, log: Path) -> None:
+        self._log = log
+        command = [
+            *(sys.executable, "-I", str(die_with_parent.__file__), str(os.getpid())),
+            *RAY,
+            f"--node-ip-address={task.address}",
+            f"--num-cpus={task.cpus}",
+            f"--num-gpus={task.gpus}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            "--disable-usage-stats",
+            "--block",
+            *arguments,
+        ]
+        environment = os.environ | _token_variables(token) | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def tail(self) -> str:
+        return f"{self._log}:\n{self._log.read_text(errors='replace')[-LOG_TAIL:]}"
+
+    def stop(self) -> None:
+        if self.runs:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def _token_variables(token: str) -> dict[str, str]:
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
+def _meeting_place(directory: Path, task: JobTask) -> Path:
+    place = directory / f"ray-{task.attempt}"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+@contextlib.contextmanager
+def head(task: JobTask, directory: Path) -> Iterator[str]:
+    """Rank 0's part: the address of Ray inside, which this process's environment then names too.
+
+    Args:
+        task: this one.
+        directory: of the job, shared by all nodes.
+
+    Raises:
+        WorkerError: Ray did not start.
+    """
+    place, token = _meeting_place(directory, task), secrets.token_hex(32)
+    # Ray puts Unix sockets there, whose paths may have 107 characters.
+    temp_dir = tempfile.mkdtemp(prefix="opd", dir="/tmp")
+    address = f"{task.address}:{free_port(task.address)}"
+    variables = _token_variables(token) | {"RAY_ADDRESS": address}
+    before = {name: os.environ.get(name) for name in variables}
+    arguments = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+    part = _Part([*arguments, f"--temp-dir={temp_dir}"], task, token, place / "node0.log")
+    try:
+        os.environ.update(variables)
+        # The others try until it answers; a head that died at once has nothing to tell them.
+        time.sleep(POLL_S)
+        if not part.runs:
+            raise WorkerError(f"Ray did not start on {task.address}: {part.tail}")
+        _tell(place / "head.json", {"address": address, "token": token, "temp_dir": temp_dir})
+        yield address
+    finally:
+        (place / "done").touch()
+        (place / "head.json").unlink(missing_ok=True)
+        part.stop()
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _tell(file: Path, content: dict[str, str]) -> None:
+    partial = file.with_suffix(".partial")
+    # The token opens Ray to whoever reads it.
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as output:
+        json.dump(content, output)
+    partial.replace(file)
+
+
+def member(task: JobTask, directory: Path, timeout_s: float) -> None:
+    """The part of every other rank: joins the head's Ray, and returns when rank 0 is done.
+
+    Args:
+        task: this one.
+        directory: of the job, shared by all nodes.
+        timeout_s: limit on finding the head, and on finding it again after this node's part died.
+
+    Raises:
+        WorkerError: there is no head, or this node's part does not stay alive.
+    """
+    place = _meeting_place(directory, task)
+    deadline = time.monotonic() + timeout_s
+    while not (place / "head.json").exists():
+        if (place / "done").exists():
+            return
+        if time.monotonic() > deadline:
+            raise WorkerError(f"rank 0 did not start Ray within {timeout_s:g} s: see its log")
+        time.sleep(POLL_S)
+    said = json.loads((place / "head.json").read_text())
+    part: _Part | None = None
+    try:
+        while not (place / "done").exists():
+            if part is None or not part.runs:
+                if part is not None and time.monotonic() > deadline:
+                    raise WorkerError(f"this node's part of Ray died: {part.tail}")
+                part = _Part([f"--address={said['address']}"], task, said["token"], place / f"node{task.rank}.log")
+            elif time.monotonic() > deadline:
+                # It has come up; what dies later gets as long again.
+                deadline = time.monotonic() + timeout_s
+            time.sleep(POLL_S)
+    finally:
+        if part is not None:
+            part.stop()
+        shutil.rmtree(said["temp_dir"], ignore_errors=True)
