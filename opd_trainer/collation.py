@@ -25,7 +25,7 @@ def collate(samples: Sequence[Sample], temperature: float) -> TokenBatch:
         Incomparable: their teachers' log-probs are of different temperatures.
     """
     if not samples:
-        raise DataError("a step ended without a single usable sample: every one was dropped (see rollout/dropped)")
+        raise DataError("there is not a single usable sample: every one was dropped")
     groups: dict[str, int] = {}
     lengths = torch.tensor([len(s.prompt.tokens) + len(s.response) for s in samples])
     return TokenBatch(

@@ -8,7 +8,7 @@ from opd_trainer.checkpoint import Checkpoints, Stateful
 from opd_trainer.experience import Experience
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner, RolloutEngine, TokenLoss
-from opd_trainer.tracking.tracker import Tracker
+from opd_trainer.tracking.tracker import StepLog, Tracker
 from opd_trainer.types import TokenBatch, UpdateResult
 
 
@@ -63,16 +63,21 @@ class Controller:
             with self.tracker.step(step) as log:
                 batch = await self.experience.next(step, log)
                 async with self.learner.awake():
-                    with log.time("update"):
-                        batch = self.objective.assign(await self.score_missing(batch))
-                        for minibatch in self.objective.minibatches(batch):
-                            result = await self.learner.update(minibatch, self.objective.loss())
-                            log.updated(result)
-                            log.add(self.objective.metrics(minibatch, result))
+                    if batch is not None:
+                        with log.time("update"):
+                            await self.learn(batch, log)
                     with log.time("sync"):
                         await self.engine.load(self.learner.weights(version=step + 1))
                 log.add(await self.evaluate(step + 1, last=self.checkpoint.is_last(step)))
             await self.checkpoint.save(step, self)
+
+    async def learn(self, batch: TokenBatch, log: StepLog) -> None:
+        """The optimizer steps on one batch."""
+        batch = self.objective.assign(await self.score_missing(batch))
+        for minibatch in self.objective.minibatches(batch):
+            result = await self.learner.update(minibatch, self.objective.loss())
+            log.updated(result)
+            log.add(self.objective.metrics(minibatch, result))
 
     async def score_missing(self, batch: TokenBatch) -> TokenBatch:
         """Forward-only passes over what the objective needs and the batch does not have yet."""

@@ -6,7 +6,7 @@ task=train, `CONVERTING` for task=convert.
 """
 
 from opd_trainer.cli.named import Named
-from opd_trainer.cli.rules import algorithms, inputs, layouts, ranges, teaching
+from opd_trainer.cli.rules import algorithms, filters, inputs, layouts, ranges, teaching
 from opd_trainer.cli.rules.common import Rule
 from opd_trainer.config import Config
 from opd_trainer.errors import Problem
@@ -14,7 +14,7 @@ from opd_trainer.task.config import ConvertTask, TrainTask
 
 ALWAYS: tuple[Rule, ...] = (*inputs.ALWAYS, *layouts.ALWAYS, *ranges.ALWAYS)
 CONVERTING: tuple[Rule, ...] = (*inputs.CONVERTING, *layouts.CONVERTING, *ranges.CONVERTING)
-TRAINING: tuple[Rule, ...] = (*teaching.TRAINING, *algorithms.TRAINING)
+TRAINING: tuple[Rule, ...] = (*teaching.TRAINING, *algorithms.TRAINING, *filters.TRAINING)
 
 
 def validate(config: Config, named: Named) -> list[Problem]:

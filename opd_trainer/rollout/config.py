@@ -6,6 +6,42 @@ from enum import StrEnum, auto
 from opd_trainer.sglang.config import LaunchConfig
 
 
+class ZeroStd(StrEnum):
+    """What becomes of a group whose rewards are all the same, in which no response is better than another."""
+
+    keep = auto()
+    """It is learned from: a teacher and estimators without groups have something to say about it."""
+    drop = auto()
+    """It is left out of the step."""
+    replace = auto()
+    """It is left out, and other prompts are asked in its place (DAPO's dynamic sampling)."""
+
+
+@dataclass(slots=True)
+class FilterConfig:
+    """Which of a step's samples are learned from; those left out are counted in rollout/filtered/*."""
+
+    zero_std: ZeroStd = ZeroStd.keep
+    """keep, drop or replace: what becomes of a group whose rewards are all the same."""
+    max_rounds: int = 4
+    """replace: rounds of generation in a step, the first included; groups that are missing then stay missing."""
+    part: str | None = None
+    """Part of a composite reward that tells whether rewards are the same; null compares the whole rewards."""
+    mask_truncated: bool = False
+    """No loss on responses that ran into `max_response_tokens`; their rewards still count in their groups (DAPO's
+    overlong filtering)."""
+
+    @property
+    def used(self) -> bool:
+        """Whether anything is filtered."""
+        return self.zero_std is not ZeroStd.keep or self.mask_truncated
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of generation in a step, at most."""
+        return self.max_rounds if self.zero_std is ZeroStd.replace else 1
+
+
 @dataclass(slots=True)
 class RolloutConfig:
     """What every engine is asked for; an engine's own settings are fields of its subclass."""
@@ -26,6 +62,8 @@ class RolloutConfig:
     """Sample from the k likeliest tokens; 0 samples from all."""
     stop_token_ids: list[int] = field(default_factory=list)
     """Tokens that end a response besides the model's own EOS tokens."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """Which samples are learned from."""
     bucket_bytes: int = 268435456
     """Largest bucket of a weight sync, bytes."""
 

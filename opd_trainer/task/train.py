@@ -64,6 +64,7 @@ async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
                 prompts_per_step=config.rollout.prompts_per_step,
                 samples_per_prompt=config.rollout.samples_per_prompt,
                 seed=config.seed,
+                filter=config.rollout.filter,
             ),
             objective=build_objective(config),
             learner=learner,

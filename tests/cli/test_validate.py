@@ -134,6 +134,12 @@ SCRATCH = ("demo=null", "data.path=x", "model.load=null", "model.huggingface=x",
         (("rollout.temperature=0",), "rollout.temperature"),
         (("rollout.top_p=0",), "rollout.top_p"),
         (("rollout.prompts_per_step=0",), "rollout.prompts_per_step"),
+        (("estimator=none", "rollout.filter.zero_std=drop"), "rollout.filter.zero_std"),
+        (("opd.only_reward=true", "rollout.filter.zero_std=replace"), "rollout.filter.zero_std"),
+        (("rollout.samples_per_prompt=1", "rollout.filter.zero_std=replace"), "rollout.filter.zero_std"),
+        (("reward=none", "rollout.filter.zero_std=drop"), "rollout.filter.zero_std"),
+        (("reward.scale=0", "rollout.filter.zero_std=drop"), "rollout.filter.zero_std"),
+        (("rollout.filter.max_rounds=0",), "rollout.filter.max_rounds"),
         (("checkpoint.keep=0",), "checkpoint.keep"),
         (("reference.kl_coef=0.1", "reference.estimator=k1"), "reference.estimator"),
         (("reference.kl_coef=0.1", "reference.apply=reward", "reference.estimator=k3"), "reference.estimator"),
@@ -222,6 +228,18 @@ def test_placements_accepted(check: Any, arguments: tuple[str, ...]) -> None:
 
 def test_one_sample_per_prompt_is_fine_with_a_teacher(check: Any) -> None:
     assert check("rollout.samples_per_prompt=1"), check.message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("rollout.filter.zero_std=replace",),
+        ("rollout.filter.zero_std=drop", "opd=off"),
+        ("rollout.filter.mask_truncated=true", "estimator=none"),
+    ],
+)
+def test_filters_accepted(check: Any, arguments: tuple[str, ...]) -> None:
+    assert check(*arguments), check.message
 
 
 def test_other_tasks_do_not_ask_for_a_teacher(check: Any, own: list[str]) -> None:

@@ -20,6 +20,7 @@ def ranges(config: Config, named: Named) -> Iterator[Problem]:
         ("rollout.max_prompt_tokens", rollout.max_prompt_tokens, 1),
         ("rollout.max_response_tokens", rollout.max_response_tokens, 1),
         ("rollout.top_k", rollout.top_k, 0),
+        ("rollout.filter.max_rounds", rollout.filter.max_rounds, 1),
         ("rollout.bucket_bytes", rollout.bucket_bytes, 1),
         ("megatron.tensor_parallel", layout.tensor_parallel, 1),
         ("megatron.pipeline_parallel", layout.pipeline_parallel, 1),
