@@ -14,22 +14,27 @@ from opd_trainer.reward.parts import parts_of
 from opd_trainer.types import Sample
 
 
-def load_function(path: str) -> Callable[..., Any]:
+def load_function(path: str, at: str = "reward") -> Callable[..., Any]:
     """The function that ``package.module:function`` names.
+
+    Args:
+        path: the name.
+        at: dotted key of the reward that it is of, for messages.
 
     Raises:
         ConfigError: there is none.
     """
     module_name, _, name = path.partition(":")
-    fix = "Set reward.path=package.module:function; the package must be importable (installed, or on PYTHONPATH)"
+    key, what = f"{at}.path", repr(path) if path else "empty"
+    fix = f"Set {key}=package.module:function; the package must be importable (installed, or on PYTHONPATH)"
     if not module_name or not name:
-        raise ConfigError([Problem("reward.path", repr(path), "it is not of the form package.module:function", fix)])
+        raise ConfigError([Problem(key, what, "it is not of the form package.module:function", fix)])
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError([Problem("reward.path", repr(path), str(error), fix)]) from error
+        raise ConfigError([Problem(key, what, str(error), fix)]) from error
     if not callable(function):
-        raise ConfigError([Problem("reward.path", repr(path), "it cannot be called", fix)])
+        raise ConfigError([Problem(key, what, "it cannot be called", fix)])
     return function
 
 

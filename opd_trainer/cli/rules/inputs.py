@@ -9,7 +9,7 @@ from opd_trainer.config import Config
 from opd_trainer.errors import CheckpointError, Problem
 from opd_trainer.model.folder import inspect
 from opd_trainer.opd.config import OpdType
-from opd_trainer.reward.config import CompositeReward, CustomReward, RemoteReward
+from opd_trainer.reward.problems import reward_problems
 from opd_trainer.task.config import ConvertTask, SftTask, TrainTask
 
 
@@ -35,22 +35,9 @@ def evaluation_data(config: Config, named: Named) -> Iterator[Problem]:
                 yield Problem(f"{key}.path", "null", "there are no prompts to evaluate on", f"Set {key}.path=FILE")
 
 
-def reward_is_complete(config: Config, named: Named) -> Iterator[Problem]:
-    """Rewards that need to be told something."""
-    pending = [("reward", config.reward)]
-    for key, reward in pending:
-        if isinstance(reward, CustomReward) and not reward.path:
-            yield Problem(
-                f"{key}.path", "empty", "there is no function to call", f"Set {key}.path=package.module:function"
-            )
-        if isinstance(reward, RemoteReward) and not reward.url:
-            yield Problem(f"{key}.url", "empty", "there is no server to ask", f"Set {key}.url=http://HOST:PORT/PATH")
-        if isinstance(reward, CompositeReward):
-            pending += [(f"{key}.parts.{name}", part) for name, part in reward.parts.items()]
-            if not reward.parts:
-                yield Problem(
-                    f"{key}.parts", "empty", "there is nothing to add up", f"Set +reward@{key}.parts.NAME=OPTION"
-                )
+def reward_can_work(config: Config, named: Named) -> Iterator[Problem]:
+    """What rewards themselves know to be missing or wrong."""
+    yield from reward_problems(config.reward)
 
 
 def demo_paths(config: Config, named: Named) -> Iterator[Problem]:
@@ -130,7 +117,7 @@ def student_has_tokenizer(config: Config, named: Named) -> Iterator[Problem]:
 ALWAYS: tuple[Rule, ...] = (
     training_data,
     evaluation_data,
-    reward_is_complete,
+    reward_can_work,
     demo_paths,
     checkpoints_exist,
     student_has_tokenizer,
