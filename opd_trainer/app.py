@@ -12,13 +12,23 @@ from omegaconf import OmegaConf
 
 from opd_trainer.config import Config
 from opd_trainer.demo.prepare import prepared
+from opd_trainer.errors import Interrupted
 from opd_trainer.files import write_atomically
-from opd_trainer.run_record import RunStatus, config_hash, plain, write_record
-from opd_trainer.task.config import ConvertTask, EvaluateTask, PreflightTask, SftTask, TaskConfig, TrainTask
+from opd_trainer.run_record import RunStatus, alone_in, config_hash, plain, write_record
+from opd_trainer.task.config import (
+    ConvertTask,
+    EvaluateTask,
+    PreflightTask,
+    SftTask,
+    SummarizeTask,
+    TaskConfig,
+    TrainTask,
+)
 from opd_trainer.task.convert import convert
 from opd_trainer.task.evaluate import evaluate
 from opd_trainer.task.preflight import preflight
 from opd_trainer.task.sft import sft
+from opd_trainer.task.summarize import summarize
 from opd_trainer.task.train import train
 from opd_trainer.tracking.build import build_tracker
 from opd_trainer.tracking.summary import Evaluated, Summary
@@ -30,7 +40,7 @@ TASKS: dict[type[TaskConfig], Task] = {TrainTask: train, SftTask: sft, EvaluateT
 
 Tool = Callable[[Config, Path], Coroutine[Any, Any, None]]
 
-TOOLS: dict[type[TaskConfig], Tool] = {ConvertTask: convert, PreflightTask: preflight}
+TOOLS: dict[type[TaskConfig], Tool] = {ConvertTask: convert, PreflightTask: preflight, SummarizeTask: summarize}
 """Tasks that measure nothing."""
 
 
@@ -43,16 +53,18 @@ def run(config: Config, output_dir: Path) -> float | None:
     # Megatron lists every parameter of every bucket at this level.
     logging.getLogger("megatron").setLevel(logging.WARNING)
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(output_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-    write_record(output_dir, config, RunStatus.running)
-    try:
-        with cpu_threads(config.cluster.threads):
-            accuracy = _run_task(config, prepared(config, run), output_dir)
-    except BaseException:
-        write_record(output_dir, config, RunStatus.failed)
-        raise
-    write_record(output_dir, config, RunStatus.finished)
-    return accuracy
+    with alone_in(output_dir):
+        write_atomically(output_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_record(output_dir, config, RunStatus.running)
+        try:
+            with cpu_threads(config.cluster.threads):
+                accuracy = _run_task(config, prepared(config, run), output_dir)
+        except BaseException as error:
+            status = RunStatus.interrupted if isinstance(error, Interrupted) else RunStatus.failed
+            write_record(output_dir, config, status, error)
+            raise
+        write_record(output_dir, config, RunStatus.finished)
+        return accuracy
 
 
 @contextlib.contextmanager

@@ -10,6 +10,9 @@ OpdError                     1
 │   └── MissingExtra         2   an optional package is not installed
 ├── Incomparable             1   two log-probs of different temperature or vocabulary were about to be subtracted
 ├── WorkerError              1   a worker process died, hung or raised
+│   └── WorkerDied           1   it died or hung, so that another attempt may go better
+├── Interrupted              1   the run was asked to stop, and its state is saved
+├── JobFailed                1   a job that was submitted to a queue failed; the message quotes its own
 ├── TeacherError             1   the teacher failed more often than allowed
 └── TrainingDiverged         1   a loss or gradient is not finite
 """
@@ -99,6 +102,22 @@ class WorkerError(OpdError):
 
 class TeacherError(OpdError):
     """The teacher failed more often than allowed."""
+
+class WorkerDied(WorkerError):
+    """A worker process died or hung: its machine or its memory, not its code."""
+
+
+class Interrupted(OpdError):
+    """The run was asked to stop at a step boundary, where its state is saved."""
+
+    explains_itself = True
+
+
+class JobFailed(OpdError):
+    """A job that was submitted to a queue failed."""
+
+    explains_itself = True
+
 
 
 class TrainingDiverged(OpdError):

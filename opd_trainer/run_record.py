@@ -1,16 +1,22 @@
 """What a run directory says about its run: `run.json` with the configuration's hash and the status."""
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum, auto
 from pathlib import Path
 from typing import Any
 
 from opd_trainer.config import Config
+from opd_trainer.errors import UserError
 from opd_trainer.files import write_atomically
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 
 NOT_OF_THE_RESULT = frozenset({"name", "output_dir", "resume", "checkpoint", "tracking"})
 """Keys that change where and how often things are written, not what is computed."""
@@ -25,6 +31,27 @@ class RunStatus(StrEnum):
     """All steps are done."""
     failed = auto()
     """Ended by an exception."""
+    interrupted = auto()
+    """Saved and stopped because somebody asked it to."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a run directory says about itself.
+
+    Attributes:
+        directory: of the run.
+        config_hash: of its configuration.
+        status: how far it has come.
+        error: what ended a failed run, in a line.
+        modified: when this was written, seconds since the epoch.
+    """
+
+    directory: Path
+    config_hash: str
+    status: RunStatus
+    error: str | None
+    modified: float
 
 
 def plain(value: Any) -> Any:
@@ -43,7 +70,42 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_record(directory: Path, config: Config, status: RunStatus) -> None:
+def write_record(directory: Path, config: Config, status: RunStatus, error: BaseException | None = None) -> None:
     """Writes `run.json`."""
-    record = {"config_hash": config_hash(config), "status": status}
+    said = None if error is None else f"{type(error).__name__}: {error}".splitlines()[0].strip()
+    record = {"config_hash": config_hash(config), "status": status, "error": said}
     write_atomically(directory / RUN_FILE, json.dumps(record) + "\n")
+
+
+def read_record(directory: Path) -> RunRecord | None:
+    """The run in `directory`, None where there is none."""
+    file = directory / RUN_FILE
+    try:
+        content = json.loads(file.read_text())
+        return RunRecord(
+            directory=directory,
+            config_hash=content["config_hash"],
+            status=RunStatus(content["status"]),
+            error=content.get("error"),
+            modified=file.stat().st_mtime,
+        )
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return None
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Keeps other processes from running in `directory`; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    with (directory / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{directory}: another process runs in it: the two would overwrite each other's files. "
+                "Wait for it or end it, or set another output_dir"
+            ) from error
+        yield

@@ -20,6 +20,8 @@ KEYS = {
     "advantage_estimator": "estimator",
     "custom_rm_path": "reward.path",
 }
+SHORT = {"sweep_dir": "task.sweep_dir"}
+"""Spellings of our own."""
 SWITCH = "use_opd"
 BARE = frozenset({SWITCH, "opd_only_reward"})
 """Flags that take no value where they are spelled with dashes."""
@@ -76,8 +78,8 @@ def expand(argv: Sequence[str]) -> Expanded:
             switches.append(value.lower())
         elif equals and name == "opd_type":
             types.append(value)
-        elif equals and name in KEYS:
-            ours.append(f"{KEYS[name]}={value}")
+        elif equals and name in KEYS | SHORT:
+            ours.append(f"{(KEYS | SHORT)[name]}={value}")
         else:
             ours.append(token)
     problems = [_switch_problem(value) for value in switches if value not in ("true", "false")]

@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from opd_trainer.cli.aliases import expand
 from opd_trainer.cli.composition import Source, composer
-from opd_trainer.cli.plan import plan, read
+from opd_trainer.cli.plan import Plan, plan, read
 from opd_trainer.cli.schema import register
 from opd_trainer.config import Config
-from opd_trainer.errors import OpdError, UserError
+from opd_trainer.errors import OpdError
+from opd_trainer.sweep.record import Sweep
 
 Run = Callable[[Config, Path], float | None]
 
@@ -45,27 +46,49 @@ def main(config_dir: Path, argv: Sequence[str] | None = None, run: Run = run_app
         # Hydra's own --help and --info, and argparse.
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
-        _report(error)
-        return error.exit_code if isinstance(error, OpdError) else 1
+        return _report(error)
     return 0
 
 
-def _report(error: Exception) -> None:
-    """A user error as plain text, anything else with its traceback."""
-    if isinstance(error, UserError):
+def _report(error: Exception) -> int:
+    """An error that explains itself as plain text, anything else with its traceback; the exit code."""
+    if isinstance(error, ExceptionGroup):
+        # Trials of a sweep: 2 only if the user can fix every one of them.
+        codes = [_report(inner) for inner in error.exceptions]
+        print(error.message, file=sys.stderr)
+        return min(codes)
+    if isinstance(error, OpdError) and error.explains_itself:
         print(error, file=sys.stderr)
     else:
         traceback.print_exception(error)
+    return error.exit_code if isinstance(error, OpdError) else 1
 
 
 def _launch(config_dir: Path, argv: list[str], run: Run) -> None:
     expanded = expand(argv)
     command = read(expanded.argv, config_dir)
-    overrides = command.overrides
+    planned = Plan(command.overrides, [])
     if command.composes:
         with composer(command.source) as compose:
-            overrides = plan(compose, command, expanded).overrides
-    _run_hydra(command.source, [*overrides, *command.flags], run)
+            planned = plan(compose, command, expanded)
+    arguments = [*planned.overrides, *command.flags]
+    if planned.sweep is None:
+        _run_hydra(command.source, arguments, run)
+    else:
+        _run_sweep(planned.sweep, command.source, arguments, run)
+
+
+def _run_sweep(sweep: Sweep, source: Source, arguments: list[str], run: Run) -> None:
+    """Runs the trials that are not finished, and tells what all of them amount to, whatever becomes of this process."""
+    sweep.write()
+    print(f"sweep: {sweep.directory}, {len(sweep.launch)} of {len(sweep.trials)} trials to run", flush=True)
+    try:
+        _run_hydra(source, arguments, run)
+    finally:
+        if any(sweep.status(trial) for trial in sweep.trials):
+            from opd_trainer.sweep.report import summarize
+
+            summarize(sweep.directory)
 
 
 @contextmanager
@@ -85,23 +108,12 @@ def _argv(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _run_hydra(source: Source, argv: Sequence[str], run: Run) -> None:
-    failures: list[Exception] = []
-
     def job(config: DictConfig) -> float | None:
         built = OmegaConf.to_object(config)
         assert isinstance(built, Config)
-        try:
-            return run(built, Path(HydraConfig.get().runtime.output_dir))
-        except Exception as error:
-            failures.append(error)
-            raise
+        return run(built, Path(HydraConfig.get().runtime.output_dir))
 
     register()
     decorated = hydra.main(version_base="1.3", config_path=str(source.directory), config_name=source.name)(job)
-    try:
-        with _argv(argv):
-            decorated()
-    finally:
-        # A sweep goes on after a failure, and Hydra raises the first one only.
-        for error in failures[1:]:
-            _report(error)
+    with _argv(argv):
+        decorated()

@@ -1,11 +1,10 @@
 """What a command line comes to: the overrides for Hydra and the configurations that will run, or every problem."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 
@@ -13,11 +12,16 @@ from opd_trainer.cli.aliases import Expanded
 from opd_trainer.cli.check import Checked, check, is_hydras, parse_all, several_values, without_nulls
 from opd_trainer.cli.composition import Composer, Source
 from opd_trainer.cli.named import named_by
-from opd_trainer.cli.resume import named_directory_problem, read_run, unfinished
+from opd_trainer.cli.resume import named_directory_problem, unfinished
+from opd_trainer.cli.sweeps import jobs_of, sweep_of, sweep_problems, swept_keys
 from opd_trainer.cli.validate import validate
+from opd_trainer.cluster.config import SlurmCluster
 from opd_trainer.config import Config, Resume
 from opd_trainer.errors import ConfigError, Problem
 from opd_trainer.run_record import config_hash
+from opd_trainer.sweep.record import Sweep
+
+STOCK_LAUNCHERS = ("basic", "submitit_local", "submitit_slurm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +71,12 @@ class Plan:
     Attributes:
         overrides: what Hydra is given.
         configs: the configuration of every job.
+        sweep: its trials, where a key has several values.
     """
 
     overrides: list[str]
     configs: list[Config]
+    sweep: Sweep | None = None
 
 
 def plan(compose: Composer, command: Command, expanded: Expanded) -> Plan:
@@ -83,20 +89,29 @@ def plan(compose: Composer, command: Command, expanded: Expanded) -> Plan:
     problems = [*expanded.problems, *unreadable]
     readable = [without_nulls(compose, override) for override in parsed]
     if command.multirun:
-        jobs = _jobs(parse_all(compose, readable)[0])
+        problems += sweep_problems(parsed)
+        jobs = jobs_of(parse_all(compose, readable)[0])
     else:
         problems += [problem for override in parsed for problem in several_values(override)]
         jobs = [[text for text, override in zip(readable, parsed, strict=True) if not override.is_sweep_override()]]
     checked = [check(compose, job) for job in jobs]
     problems += [problem for one in checked for problem in one.problems]
-    extra: list[str] = [text for one in checked for text in one.mounts]
+    extra: list[str] = list(dict.fromkeys(text for one in checked for text in one.mounts))
+    sweep: Sweep | None = None
+    queued = any(one.config is not None and isinstance(one.config.cluster, SlurmCluster) for one in checked)
     if command.runs:
-        problems += [] if command.multirun else _launcher_problem(parsed)
+        problems += _launcher_problems(parsed, queued, command.multirun)
+        # Hydra asks launchers in a multirun only.
+        extra += ["hydra.mode=MULTIRUN"] if queued and not command.multirun else []
         for one in checked:
             if one.config is not None:
                 problems += validate(one.config, named_by(compose, one.parsed, expanded.use_opd))
-        if not problems:
-            place, wrong = _sweep_place(checked) if command.multirun else _run_place(checked[0])
+        if not problems and (keys := swept_keys(parsed)):
+            sweep, wrong = sweep_of(compose, checked, keys)
+            problems += wrong
+            extra += [] if sweep is None else [_override("hydra.sweep.dir", sweep.directory)]
+        elif not problems:
+            place, wrong = _run_place(checked[0], command.multirun or queued)
             extra += place
             problems += wrong
     if problems:
@@ -106,23 +121,25 @@ def plan(compose: Composer, command: Command, expanded: Expanded) -> Plan:
         f"++{text.lstrip('+')}" if override.key_or_group in added else text
         for text, override in zip(readable, parsed, strict=True)
     ]
-    return Plan([*given, *dict.fromkeys(extra)], [one.config for one in checked if one.config is not None])
+    return Plan([*given, *extra], [one.config for one in checked if one.config is not None], sweep)
 
 
-def _jobs(parsed: Sequence[Override]) -> list[list[str]]:
-    """The jobs of a sweep; sweeps that need a sweeper of their own (intervals) are left to it."""
-    if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in parsed):
-        return [[override.input_line or "" for override in parsed if not override.is_sweep_override()]]
-    return BasicSweeper.split_arguments(list(parsed), max_batch_size=None)[0]
-
-
-def _launcher_problem(parsed: Sequence[Override]) -> list[Problem]:
-    """Hydra ignores a launcher, without a word, unless it is a multirun."""
-    chosen = [o for o in parsed if is_hydras(o) and o.key_or_group == "hydra/launcher" and o.value() != "basic"]
-    return [
-        Problem("hydra/launcher", f"{o.value()!r} without -m", "Hydra would ignore it and run here", "Add -m")
-        for o in chosen
-    ]
+def _launcher_problems(parsed: Sequence[Override], queued: bool, multirun: bool) -> Iterator[Problem]:
+    """A launcher that Hydra would ignore, or that does not do what the cluster needs."""
+    for override in parsed:
+        name = override.value()
+        if not is_hydras(override) or override.key_or_group != "hydra/launcher":
+            continue
+        if name == "submitit_slurm" or (queued and name in STOCK_LAUNCHERS):
+            why = "with it a failed job looks finished, and a queued one takes what you edit afterwards"
+            fix = "Set cluster=slurm, and hydra/launcher=slurm or a profile of yours"
+            yield Problem("hydra/launcher", f"{name!r}", why, fix)
+        elif not queued and name != "basic" and not multirun:
+            why = "Hydra would ignore it and run here"
+            yield Problem("hydra/launcher", f"{name!r} without -m", why, "Set cluster=slurm for a job, or add -m")
+        elif not queued and name not in STOCK_LAUNCHERS:
+            why = "it submits what runs on the nodes of a SLURM job"
+            yield Problem("hydra/launcher", f"{name!r} without cluster=slurm", why, "Set cluster=slurm")
 
 
 def _override(key: str, path: Path) -> str:
@@ -130,39 +147,18 @@ def _override(key: str, path: Path) -> str:
     return f"{key}='{text}'"
 
 
-def _run_place(job: Checked) -> tuple[list[str], list[Problem]]:
+def _run_place(job: Checked, multirun: bool) -> tuple[list[str], list[Problem]]:
     """Overrides that put a single run where the user wants it, and what forbids that."""
     assert job.config is not None
     config, continues = job.config, job.config.resume is Resume.auto
     wanted = config_hash(config)
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    # A multirun has a directory for each job below its own, which a single job does not need.
+    level = ["hydra.sweep.subdir=."] if multirun else []
     if config.output_dir is not None:
         directory = Path(config.output_dir)
         problem = named_directory_problem(directory, wanted, continues)
-        return [_override("hydra.run.dir", directory)], [problem] if problem else []
+        return [_override(key, directory), *level], [problem] if problem else []
     # The new run's directory is named after the present moment; its siblings are the earlier runs.
     earlier = unfinished(Path(job.run_dir).parent, wanted) if continues else None
-    return ([_override("hydra.run.dir", earlier)] if earlier else []), []
-
-
-def _sweep_place(jobs: Sequence[Checked]) -> tuple[list[str], list[Problem]]:
-    """The same for a sweep, whose jobs have numbered directories below the one that the user names."""
-    config = jobs[0].config
-    assert config is not None
-    if config.output_dir is None:
-        lost = Problem(
-            "resume",
-            "auto in a sweep without output_dir",
-            "the earlier sweep cannot be told from others",
-            "Set output_dir=DIR, the directory of the sweep to continue",
-        )
-        return [], [lost] if config.resume is Resume.auto else []
-    directory = Path(config.output_dir)
-    taken = Problem(
-        "output_dir",
-        f"{directory} holds a sweep",
-        "a second one would mix its files with it",
-        "Set resume=auto to continue it, or another output_dir",
-    )
-    if config.resume is Resume.never and any(read_run(inner) for inner in directory.glob("*")):
-        return [], [taken]
-    return [_override("hydra.sweep.dir", directory)], []
+    return [*([_override(key, earlier)] if earlier else []), *level], []

@@ -1,43 +1,21 @@
 """Which run directory a command means: a new one, the one that the user names, or an unfinished one to continue."""
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from opd_trainer.errors import Problem
-from opd_trainer.run_record import RUN_FILE, RunStatus
-
-
-@dataclass(frozen=True, slots=True)
-class EarlierRun:
-    """What a run directory says about itself."""
-
-    directory: Path
-    config_hash: str
-    status: str
-    modified: float
-
-
-def read_run(directory: Path) -> EarlierRun | None:
-    """The run in `directory`, None where there is none."""
-    file = directory / RUN_FILE
-    try:
-        content = json.loads(file.read_text())
-        return EarlierRun(directory, content["config_hash"], content["status"], file.stat().st_mtime)
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
-        return None
+from opd_trainer.run_record import RUN_FILE, RunStatus, read_record
 
 
 def unfinished(parent: Path, wanted: str) -> Path | None:
     """The latest unfinished run directly under `parent` whose configuration hashes to `wanted`."""
-    runs = (read_run(file.parent) for file in parent.glob(f"*/{RUN_FILE}"))
+    runs = (read_record(file.parent) for file in parent.glob(f"*/{RUN_FILE}"))
     mine = [run for run in runs if run is not None and run.config_hash == wanted and run.status != RunStatus.finished]
     return max(mine, key=lambda run: run.modified).directory if mine else None
 
 
 def named_directory_problem(directory: Path, wanted: str, continues: bool) -> Problem | None:
     """Why a run cannot use `directory`: another one is there already."""
-    run = read_run(directory)
+    run = read_record(directory)
     if run is None:
         return None
     there = f"{directory} holds a {'finished' if run.status == RunStatus.finished else 'started'} run"

@@ -33,7 +33,7 @@ from opd_trainer.reward.config import (
     RemoteReward,
 )
 from opd_trainer.rollout.config import EmbeddedRollout, SglangRollout
-from opd_trainer.task.config import ConvertTask, EvaluateTask, PreflightTask, SftTask, TrainTask
+from opd_trainer.task.config import ConvertTask, EvaluateTask, PreflightTask, SftTask, SummarizeTask, TrainTask
 from opd_trainer.teacher.config import (
     DedicatedTeacher,
     OffloadTeacher,
@@ -51,6 +51,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "evaluate": EvaluateTask,
         "convert": ConvertTask,
         "preflight": PreflightTask,
+        "summarize": SummarizeTask,
     },
     "estimator": {
         "grpo": Grpo,

@@ -66,5 +66,8 @@ class SlurmCluster(RayCluster):
     """CPUs to ask for on each node; null leaves it to SLURM, which often gives one."""
     wait: bool = True
     """Wait for the jobs and show what becomes of them; false submits and returns."""
+    grace_s: float = 100.0
+    """How long after SLURM's signal to wait for the end of a step, seconds; then the job goes back into the queue
+    without saving. Shorter than `hydra.launcher.signal_delay_s`."""
     start_timeout_s: float = 300.0
     """How long the nodes of a job may take to find each other, seconds."""

@@ -20,7 +20,7 @@ from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.opd.config import OpdConfig, OpdType
-from opd_trainer.task.config import ConvertTask, SftTask
+from opd_trainer.task.config import ConvertTask, SftTask, SummarizeTask, TaskConfig
 from opd_trainer.tracking.config import WandbMode
 
 SCHEME = "demo:"
@@ -49,10 +49,10 @@ def prepared(config: Config, train: Callable[[Config, Path], float | None]) -> C
     """`config` with every `demo:` path replaced by the real one, after building what is missing.
 
     Args:
-        config: of the run; returned unchanged where it has no demo, or converts something else.
+        config: of the run; returned unchanged where it has no demo, or its task uses no model of the demo.
         train: runs a supervised job: (its configuration, its run directory).
     """
-    if config.demo is None or (isinstance(config.task, ConvertTask) and not _names_the_demo(config.task)):
+    if config.demo is None or not _uses_the_demo(config.task):
         return config
     folder = folder_of(config.demo)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,8 +63,10 @@ def prepared(config: Config, train: Callable[[Config, Path], float | None]) -> C
     return with_real_paths(config, folder)
 
 
-def _names_the_demo(task: ConvertTask) -> bool:
-    return task.source is not None and task.source.startswith(SCHEME)
+def _uses_the_demo(task: TaskConfig) -> bool:
+    if isinstance(task, ConvertTask):
+        return task.source is not None and task.source.startswith(SCHEME)
+    return not isinstance(task, SummarizeTask)
 
 
 def build(config: Config, folder: Path, train: Callable[[Config, Path], float | None]) -> None:

@@ -71,3 +71,11 @@ class ConvertTask(TaskConfig):
     """torch_dist or huggingface."""
     dtype: Dtype | None = None
     """dtype of the weights to write; null takes the one that keeps every bit of the source."""
+
+
+@dataclass(slots=True)
+class SummarizeTask(TaskConfig):
+    """Table and curves of a sweep, from the files of its trials; those that are not finished yet are left out."""
+
+    sweep_dir: str | None = None
+    """Directory of the sweep, which `python launch.py -m ...` names when it starts."""

@@ -9,7 +9,7 @@ import pytest
 from opd_trainer.cli.aliases import expand
 from opd_trainer.cli.composition import Composer, Source, composer
 from opd_trainer.cli.entry import main
-from opd_trainer.cli.plan import plan, read
+from opd_trainer.cli.plan import Plan, plan, read
 from opd_trainer.config import Config
 from opd_trainer.errors import ConfigError, Problem
 
@@ -24,6 +24,7 @@ class Checker:
     problems: list[Problem] = field(default_factory=list)
     configs: list[Config] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
+    plan: Plan | None = None
 
     def __call__(self, *argv: str) -> bool:
         """Whether the command line is right."""
@@ -39,7 +40,7 @@ class Checker:
         except ConfigError as error:
             self.problems = error.problems
             return False
-        self.configs, self.overrides = found.configs, found.overrides
+        self.configs, self.overrides, self.plan = found.configs, found.overrides, found
         return True
 
     @property

@@ -99,16 +99,3 @@ def test_a_resumed_run_is_in_its_old_directory(launch: Any, tmp_path: Path) -> N
     leave(directory, config, "running")
     assert launch("resume=auto") == 0
     assert launch.directory == directory
-
-
-def test_sweep_directories(launch: Any, check: Any, tmp_path: Path) -> None:
-    assert launch("-m", "seed=1,2", "output_dir=sweep") == 0
-    assert [directory for _, directory in launch.runs] == [tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]
-    for config, directory in launch.runs:
-        leave(directory, config, "running")
-    assert not check("-m", "seed=1,2", "output_dir=sweep")
-    assert check.keys == ["output_dir"]
-    assert check("-m", "seed=1,2", "output_dir=sweep", "resume=auto"), check.message
-    assert run_dir(check, "hydra.sweep.dir") == "sweep"
-    assert not check("-m", "seed=1,2", "resume=auto")
-    assert check.keys == ["resume"]

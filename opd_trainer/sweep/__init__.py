@@ -1,0 +1,1 @@
+"""Sweeps: which trials there are, how far each has come, and what they add up to."""
