@@ -16,6 +16,7 @@ STATUS = {
     RunStatus.running: "at work, or killed",
     RunStatus.finished: "finished",
     RunStatus.failed: "failed",
+    RunStatus.interrupted: "interrupted, to be continued",
 }
 
 

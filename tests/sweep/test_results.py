@@ -13,6 +13,7 @@ from opd_trainer.sweep.plot import accuracy
 from opd_trainer.sweep.record import Trial, joined, trial_name
 from opd_trainer.sweep.report import summarize
 from opd_trainer.sweep.results import Estimate, estimate, read_settings
+from opd_trainer.sweep.table import STATUS
 
 
 def leave(directory: Path, accuracy: float, status: RunStatus = RunStatus.finished, error: str | None = None) -> None:
@@ -112,6 +113,10 @@ def test_a_sweep_that_has_not_begun(tmp_path: Path) -> None:
     joined(tmp_path, [Trial("seed-0", {"seed": 0}, (), "0"), Trial("seed-1", {"seed": 1}, (), "1")]).write()
     summarize(tmp_path, Console(quiet=True))
     assert "| 0 of 2 |" in (tmp_path / "table.md").read_text()
+
+
+def test_every_status_has_words() -> None:
+    assert set(STATUS) == {None, *RunStatus}
 
 
 def test_no_sweep(tmp_path: Path) -> None:
