@@ -40,8 +40,9 @@ fix: $(STAMP)  ## repair what lint and format can repair
 results: $(STAMP)  ## three seeds and the control runs into docs/results (about an hour on two cores)
 	$(BIN)/python -m benchmarks.results
 
-estimators: $(STAMP)  ## the demo with every estimator into docs/results (about half an hour on two cores)
+estimators: $(STAMP)  ## the demo with every estimator and divergence into docs/results (half an hour on two cores)
 	$(BIN)/python -m benchmarks.estimators
+	$(BIN)/python -m benchmarks.divergences
 
 clean:  ## remove the environment and caches; runs and checkpoints stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info

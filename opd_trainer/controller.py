@@ -9,7 +9,8 @@ from opd_trainer.experience import Experience
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner, RolloutEngine, TokenLoss
 from opd_trainer.tracking.tracker import StepLog, Tracker
-from opd_trainer.types import TokenBatch, UpdateResult
+from opd_trainer.types import TokenBatch
+from opd_trainer.updates import UpdateResult
 
 
 class TrainingObjective(Stateful, Protocol):

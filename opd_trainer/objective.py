@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from opd_trainer import jagged
+from opd_trainer.divergence.token import TokenDivergence
 from opd_trainer.errors import TrainingDiverged
 from opd_trainer.estimator.base import Estimator
 from opd_trainer.loss.aggregation import loss_weights
@@ -22,11 +23,13 @@ from opd_trainer.loss.kl import k3, kl_estimate
 from opd_trainer.loss.policy import PolicyLoss
 from opd_trainer.loss.value import explained_variance
 from opd_trainer.metrics import Metrics
-from opd_trainer.opd.config import OpdApply, OpdConfig, StudentLogProb
+from opd_trainer.opd.config import OpdApply, OpdConfig, OpdType, StudentLogProb
 from opd_trainer.opd.metrics import advantage_share, likeness, opd_metrics, valid_tokens
+from opd_trainer.opd.overlap import overlap_metrics
 from opd_trainer.opd.schedule import KlCoefState, begin_step
 from opd_trainer.opd.term import opd_weights, subtract_opd_term
-from opd_trainer.types import CriticResult, Scores, TokenBatch, UpdateResult
+from opd_trainer.types import Scores, TokenBatch
+from opd_trainer.updates import CriticResult, Live, UpdateResult, Wants
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +44,16 @@ class LossParts:
     policy: Float[Tensor, " T"]
     reference_kl: Float[Tensor, " T"] | None
     entropy: Float[Tensor, " T"] | None
+    divergence: Float[Tensor, " T"] | None
     advantage: Float[Tensor, " T"]
 
     @property
     def total(self) -> Float[Tensor, " T"]:
         """The sum of the parts."""
         total = self.policy
-        if self.reference_kl is not None:
-            total = total + self.reference_kl
-        if self.entropy is not None:
-            total = total + self.entropy
+        for part in (self.reference_kl, self.entropy, self.divergence):
+            if part is not None:
+                total = total + part
         return total
 
 
@@ -78,31 +81,34 @@ class ObjectiveLoss:
     temperature: float
 
     @property
-    def needs_entropy_gradient(self) -> bool:
-        """Whether gradients flow through the entropy."""
-        return self.options.entropy_coef != 0
+    def wants(self) -> Wants:
+        """See `TokenLoss`."""
+        asked = self.opd if self.opd is not None else OpdConfig(type=OpdType.off)
+        return Wants(
+            entropy_gradient=self.options.entropy_coef != 0,
+            top_k=asked.log_prob_top_k if asked.type is OpdType.megatron else 0,
+            divergence=TokenDivergence(asked.divergence) if asked.divergence.dense and self.kl_coef != 0 else None,
+        )
 
-    def __call__(
-        self, log_probs: Float[Tensor, " T"], entropy: Float[Tensor, " T"], batch: TokenBatch
-    ) -> Float[Tensor, " T"]:
+    def __call__(self, live: Live, batch: TokenBatch) -> Float[Tensor, " T"]:
         """Loss per token, finite, 0 where masked."""
-        return torch.where(batch.mask, self.parts(log_probs, entropy, batch).total, 0.0)
+        return torch.where(batch.mask, self.parts(live, batch).total, 0.0)
 
-    def parts(self, log_probs: Float[Tensor, " T"], entropy: Float[Tensor, " T"], batch: TokenBatch) -> LossParts:
+    def parts(self, live: Live, batch: TokenBatch) -> LossParts:
         """The parts of the loss; masked entries are finite and without meaning."""
         mask = batch.mask
-        live, old = self._live_and_old(log_probs, batch)
-        advantage = self.advantage(log_probs.detach(), batch)
-        policy = self.policy(live, old, advantage, batch)
+        log_probs, old = self._live_and_old(live.log_probs, batch)
+        advantage = self.advantage(live.log_probs.detach(), batch)
+        policy = self.policy(log_probs, old, advantage, batch)
         if self.options.correction is not Correction.none:
             rollout = torch.where(mask, batch.rollout.log_probs, 0.0)
             policy = policy * correction_weight(self.options, old, rollout)
+        bonus = self.options.entropy_coef
         return LossParts(
             policy=policy,
-            reference_kl=self._reference_kl(live, batch),
-            entropy=-self.options.entropy_coef * torch.where(mask, entropy, 0.0)
-            if self.needs_entropy_gradient
-            else None,
+            reference_kl=self._reference_kl(log_probs, batch),
+            entropy=-bonus * torch.where(mask, live.entropy, 0.0) if bonus else None,
+            divergence=self._divergence(live, batch),
             advantage=advantage,
         )
 
@@ -110,7 +116,7 @@ class ObjectiveLoss:
         """The final advantage: with the OPD term where it is added here, 0 where masked."""
         assert batch.advantage is not None
         advantage = torch.where(batch.mask, batch.advantage, 0.0)
-        if self.opd is None or self.kl_coef == 0:
+        if self.opd is None or self.opd.divergence.dense or self.kl_coef == 0:
             return advantage
         assert batch.teacher is not None
         live = Scores(log_probs=student, temperature=self.temperature, model="student")
@@ -131,6 +137,13 @@ class ObjectiveLoss:
         live = torch.where(batch.mask, log_probs, 0.0)
         old = live.detach() if batch.old is None else torch.where(batch.mask, batch.old.log_probs, 0.0)
         return live, old
+
+    def _divergence(self, live: Live, batch: TokenBatch) -> Float[Tensor, " T"] | None:
+        """kl_coef * divergence, over the tokens that the teacher scored as the term in the advantage would be."""
+        if live.divergence is None:
+            return None
+        assert batch.opd_weight is not None
+        return self.kl_coef * batch.opd_weight * torch.where(batch.mask, live.divergence, 0.0)
 
     def _reference_kl(self, live: Float[Tensor, " T"], batch: TokenBatch) -> Float[Tensor, " T"] | None:
         if not self.reference.used or self.reference.apply is not KlApply.loss:
@@ -234,7 +247,7 @@ class Objective:
         mask, weight = batch.mask, batch.weight
         assert weight is not None
         loss = self.loss()
-        parts = loss.parts(result.log_probs, result.entropy, batch)
+        parts = loss.parts(result.live, batch)
         metrics = Metrics().put("train/loss", result.loss).put("train/grad_norm", result.grad_norm)
         metrics.put("train/lr", result.learning_rate)
         metrics.put("train/pg_loss", _weighted(parts.policy, weight, mask))
@@ -280,9 +293,15 @@ class Objective:
         student, teacher = result.log_probs, batch.teacher.log_probs
         metrics = opd_metrics(student, teacher, batch.mask, batch).put("opd/kl_coef", self.state.kl_coef)
         valid = valid_tokens(teacher, batch.mask)
-        if self.opd.in_update:
+        if parts.divergence is not None and result.divergence is not None:
+            assert batch.weight is not None
+            metrics.mean("opd/divergence", result.divergence, batch.mask)
+            metrics.put("train/opd_loss", _weighted(parts.divergence, batch.weight, batch.mask))
+        elif self.opd.in_update:
             share = advantage_share(batch.advantage, parts.advantage, valid)
             metrics.put("opd/advantage_share", share, int(valid.sum()))
+        if result.overlap is not None:
+            metrics.update(overlap_metrics(result.overlap))
         if self.state.step == 1 and not self.state.kl_tokens:
             warning = likeness(student, teacher, batch.rollout.log_probs, batch.mask)
             if warning is not None:

@@ -2,21 +2,14 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from opd_trainer.types import (
-    ModelIdentity,
-    Request,
-    Sample,
-    Sampling,
-    Signal,
-    TokenBatch,
-    UpdateResult,
-    WeightStream,
-)
+from opd_trainer.types import ModelIdentity, Request, Sample, Sampling, Signal, TokenBatch, TopK, WeightStream
+from opd_trainer.updates import Live, UpdateResult, Wants
 
 
 class RolloutEngine(Protocol):
@@ -43,13 +36,44 @@ class TokenLoss(Protocol):
     """A picklable per-token loss that a training worker evaluates on a micro-batch."""
 
     @property
-    def needs_entropy_gradient(self) -> bool:
-        """Whether gradients flow through the entropy."""
+    def wants(self) -> Wants:
+        """What it needs beside log-probs of the sampled tokens."""
         ...
 
-    def __call__(self, log_probs: Tensor, entropy: Tensor, batch: TokenBatch) -> Tensor:
-        """Per-token loss [T] (finite everywhere, 0 where masked) of live `log_probs` [T] and `entropy` [T]."""
+    def __call__(self, live: Live, batch: TokenBatch) -> Tensor:
+        """Per-token loss [T], finite everywhere, 0 where masked."""
         ...
+
+
+class Distribution(Protocol):
+    """What a frozen model says about whole vocabularies at some positions, computed a piece at a time."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that mean something."""
+        ...
+
+    def logits(self, rows: slice) -> Tensor:
+        """[rows, columns of this rank] in the weights' dtype, without gradient."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherScores:
+    """What an inline teacher tells about a micro-batch of T tokens.
+
+    Attributes:
+        log_probs: f32[T] of the tokens with mask True, NaN elsewhere.
+        tokens: i64[r], the tokens that the rest is about, ascending: those with mask True whose prediction this rank
+            computes.
+        topk: [r, k] candidates, for `Signal.topk`.
+        distribution: of r positions, for `Signal.full_vocab`.
+    """
+
+    log_probs: Tensor
+    tokens: Tensor
+    topk: TopK | None = None
+    distribution: Distribution | None = None
 
 
 class InlineTeacher(Protocol):
@@ -69,8 +93,8 @@ class InlineTeacher(Protocol):
         """Its weights are where it can score, inside; the student's are away where the two share a module."""
         ...
 
-    def score_inline(self, micro_batch: TokenBatch, want: Signal) -> Tensor:
-        """Log-probs [T] (`Signal.sampled`) of the micro-batch's tokens, NaN where unknown. Inside `ready`."""
+    def score_inline(self, micro_batch: TokenBatch, wants: Wants) -> TeacherScores:
+        """What the teacher tells about the micro-batch's tokens with mask True. Inside `ready`."""
         ...
 
     def export(self) -> Iterator[tuple[str, Tensor]]:

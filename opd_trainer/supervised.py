@@ -16,7 +16,8 @@ from opd_trainer.loss.nll import NegativeLogLikelihood
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import TokenLoss
 from opd_trainer.tracking.tracker import StepLog
-from opd_trainer.types import Prompt, Request, Sample, Sampling, Scores, TokenBatch, UpdateResult, WeightStream
+from opd_trainer.types import Prompt, Request, Sample, Sampling, Scores, TokenBatch, WeightStream
+from opd_trainer.updates import UpdateResult
 
 
 class Encode(Protocol):

@@ -292,54 +292,6 @@ class TokenBatch:
         return dataclasses.replace(self, **changes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CriticResult:
-    """What the critic's part of one optimizer step returns to the controller, in the token order of the batch.
-
-    Attributes:
-        values: f32[T] live values before the step, NaN where the mask is False.
-        loss: sum over all tokens of weight * value loss.
-        grad_norm: global L2 norm before clipping.
-        learning_rate: of this step.
-    """
-
-    values: Tensor
-    loss: float
-    grad_norm: float
-    learning_rate: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateResult:
-    """What one optimizer step returns to the controller, in the token order of the batch that was sent.
-
-    Attributes:
-        log_probs: f32[T] live student log-probs before the step, NaN on the first token of each sequence.
-        entropy: f32[T] entropy of the student's distribution that produced token t, nats; NaN like `log_probs`.
-        teacher: f32[T] log-probs of the inline teachers (NaN where none scored); None without inline teachers.
-        loss: sum over all tokens of weight * loss.
-        grad_norm: global L2 norm before clipping.
-        learning_rate: of this step.
-        seconds: wall seconds by phase ("teacher", "forward_backward", "optimizer", "critic"), slowest worker.
-        packing_efficiency: real tokens / tokens computed.
-        num_micro_batches: per data-parallel rank.
-        peak_memory_bytes: of the largest worker; 0 where the backend cannot tell.
-        critic: of the critic's step; None without a critic.
-    """
-
-    log_probs: Tensor
-    entropy: Tensor
-    teacher: Tensor | None
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    seconds: Mapping[str, float]
-    packing_efficiency: float
-    num_micro_batches: int
-    peak_memory_bytes: int = 0
-    critic: CriticResult | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class WeightStream:
     """A model's weights on the way to an engine: buckets of (Hugging Face name, full tensor), bounded in bytes."""

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
+    ("slurm",),
     ("app",),
     ("task", "demo"),
     ("memory",),
@@ -30,15 +31,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model", "objective"),
     ("estimator", "opd"),
     ("loss", "divergence"),
-    ("protocols", "metrics", "files", "requests", "collation"),
+    ("protocols", "metrics", "files", "requests", "collation", "interruption"),
+    ("updates",),
     ("types",),
-    ("jagged",),
+    ("jagged", "vocabulary"),
     ("errors",),
 )
 """A module imports from lower rows only: never upwards, never a neighbour. Schemas (`*.config`) are open to all."""
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
 
-PURE = {"objective", "estimator", "opd", "loss", "divergence", "jagged", "types", "errors"}
+PURE = {"objective", "estimator", "opd", "loss", "divergence", "jagged", "vocabulary", "types", "updates", "errors"}
 """Mathematics: torch, jaxtyping, the standard library, and each other."""
 STANDARD = sys.stdlib_module_names
 

@@ -24,11 +24,16 @@ from opd_trainer.opd.config import (
     ScheduleKind,
     StudentLogProb,
 )
-from opd_trainer.types import CriticResult, TokenBatch, UpdateResult
+from opd_trainer.types import TokenBatch
+from opd_trainer.updates import CriticResult, Live, UpdateResult
 from tests.laws.options import NAN, batch_of, live_log_probs, objective, scores
 
 OFF = OpdConfig(type=OpdType.off)
 RAGGED = [[1, 1, 1], [1, 0, 1, 1, 1], [1], [1, 1, 0, 1], [1, 1], [1, 1, 1, 1, 1, 1]]
+
+
+def live_of(log_probs: Tensor, entropy: Tensor) -> Live:
+    return Live(log_probs=log_probs, entropy=entropy)
 
 
 def updated(batch: TokenBatch, log_probs: Tensor, teacher: Tensor | None = None) -> UpdateResult:
@@ -100,8 +105,8 @@ def test_the_whole_loss_golden() -> None:
         teacher=scores(torch.tensor([NAN, -2.0, -1.5])), reference=scores(torch.tensor([NAN, -1.5, -2.0]))
     )
     loss = pickle.loads(pickle.dumps(chosen.loss()))
-    assert loss.needs_entropy_gradient
-    found = loss(torch.tensor([NAN, -1.0, -2.0]), torch.tensor([NAN, 1.0, 2.0]), batch)
+    assert loss.wants.entropy_gradient
+    found = loss(live_of(torch.tensor([NAN, -1.0, -2.0]), torch.tensor([NAN, 1.0, 2.0])), batch)
     torch.testing.assert_close(found, torch.tensor([0.0, 2.0 + 0.0125 - 0.5, -1.0 - 1.0]))
 
 
@@ -112,7 +117,7 @@ def test_mismatch_correction_multiplies_the_policy_loss_only() -> None:
         Grpo(), opd=OFF, options=LossConfig(correction=Correction.tis, correction_high=1.5, entropy_coef=1.0)
     )
     batch = chosen.assign(batch).replace(advantage=torch.ones(1))
-    found = chosen.loss()(torch.tensor([-1.0]), torch.tensor([0.25]), batch)
+    found = chosen.loss()(live_of(torch.tensor([-1.0]), torch.tensor([0.25])), batch)
     assert float(found) == pytest.approx(-1.5 - 0.25)
 
 
@@ -138,14 +143,14 @@ def test_an_inline_teacher_counts_everywhere_and_must_answer() -> None:
     assert torch.equal(batch.opd_weight, batch.mask.float())
     silent = batch.replace(teacher=scores(torch.full((batch.num_tokens,), NAN)))
     with pytest.raises(TeacherError):
-        chosen.loss()(live_log_probs(batch), live_log_probs(batch), silent)
+        chosen.loss()(live_of(live_log_probs(batch), live_log_probs(batch)), silent)
 
 
 def test_log_probs_of_different_temperatures_are_not_subtracted() -> None:
     batch = batch_of([[1, 1]], prompt_tokens=0)
     chosen = objective(Grpo(), temperature=0.7)
     with pytest.raises(Incomparable):
-        chosen.loss()(live_log_probs(batch), live_log_probs(batch), chosen.assign(batch))
+        chosen.loss()(live_of(live_log_probs(batch), live_log_probs(batch)), chosen.assign(batch))
 
 
 def test_unknown_rewards_are_refused_unless_unused() -> None:

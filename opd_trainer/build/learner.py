@@ -1,6 +1,7 @@
 """The student with its optimizer and what lives beside it, and what it optimises."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,14 @@ def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> M
     teachers: dict[str, TeacherBuilder] = {}
     if config.opd.type is OpdType.megatron:
         teachers = {
-            name: inline_teacher(name, teacher, config.model, config.megatron, temperature)
+            name: inline_teacher(
+                name,
+                teacher,
+                config.model,
+                config.megatron,
+                temperature,
+                compares_distributions=config.opd.divergence.dense,
+            )
             for name, teacher in teachers_of(config).items()
             if not isinstance(teacher, DedicatedTeacher)
         }
@@ -60,7 +68,7 @@ def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> M
     )
 
 
-def checkpoints_of(config: Config, output_dir: Path) -> Checkpoints:
+def checkpoints_of(config: Config, output_dir: Path, asked_to_stop: Callable[[], bool] = lambda: False) -> Checkpoints:
     """Where and when the state of a run is saved."""
     return Checkpoints(
         output_dir / "checkpoints",
@@ -68,6 +76,7 @@ def checkpoints_of(config: Config, output_dir: Path) -> Checkpoints:
         keep=config.checkpoint.keep,
         total_steps=config.steps,
         background=config.checkpoint.async_save,
+        asked_to_stop=asked_to_stop,
     )
 
 

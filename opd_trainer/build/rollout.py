@@ -8,6 +8,7 @@ from opd_trainer.build.vocabulary import Vocabulary, vocabulary_of
 from opd_trainer.build.workers import Workers
 from opd_trainer.config import Config
 from opd_trainer.megatron.module import DTYPES
+from opd_trainer.opd.config import OpdType
 from opd_trainer.protocols import RolloutEngine
 from opd_trainer.rollout.config import EmbeddedRollout, SglangRollout
 from opd_trainer.rollout.embedded.engine import EmbeddedEngine
@@ -59,6 +60,8 @@ def sampling_of(config: Config, vocabulary: Vocabulary) -> Sampling:
         top_k=rollout.top_k,
         max_response_tokens=rollout.max_response_tokens,
         stop_token_ids=stop_token_ids(config, vocabulary),
+        # Inline teachers compare candidates with the student's in the update.
+        log_prob_top_k=config.opd.log_prob_top_k if config.opd.type is OpdType.sglang else 0,
     )
 
 

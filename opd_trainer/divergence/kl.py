@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opd_trainer.divergence.softmax import WHOLE, VocabularyShards
+from opd_trainer.vocabulary import WHOLE, VocabularyShards
 
 
 def reverse_kl(

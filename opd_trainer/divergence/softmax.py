@@ -4,33 +4,10 @@ T = positions (a chunk), V = vocabulary entries of this rank. The divergences of
 never see more than the [T, V] that the caller hands them, so a caller bounds memory by the size of its chunks.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor
 
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-@dataclass(frozen=True, slots=True)
-class VocabularyShards:
-    """How ranks that share a vocabulary talk; the defaults are those of one rank that holds it all.
-
-    Attributes:
-        total: sum over ranks; its gradient is passed through (the result is used the same way on every rank).
-        copy: identity; its gradient is summed over ranks (a value common to all ranks enters each one's own entries).
-        largest: maximum over ranks, without gradient.
-    """
-
-    total: Callable[[Tensor], Tensor] = _same
-    copy: Callable[[Tensor], Tensor] = _same
-    largest: Callable[[Tensor], Tensor] = _same
-
-
-WHOLE = VocabularyShards()
+from opd_trainer.vocabulary import WHOLE, VocabularyShards
 
 
 def log_softmax(logits: Float[Tensor, "T V"], shards: VocabularyShards = WHOLE) -> Float[Tensor, "T V"]:

@@ -65,12 +65,13 @@ class MegatronModel:
         """Of the weights."""
         return self.modules[0].config.params_dtype
 
-    def forward(self, packed: Packed, chunk: int = 0) -> Tensor:
+    def forward(self, packed: Packed, chunk: int = 0, *, head: bool = True) -> Tensor:
         """Logits at the selected positions.
 
         Args:
             packed: the micro-batch.
             chunk: which of `modules` to run.
+            head: False for the hidden states [M, E] that `logits` takes, in place of the output of the last stage.
 
         Returns:
             On the last pipeline stage [M, V / tensor-parallel ranks] in the weights' dtype, or values f32[M, 1] of a
@@ -78,9 +79,18 @@ class MegatronModel:
             Without gradient unless `trainable`.
         """
         with contextlib.nullcontext() if self.trainable else torch.no_grad():
-            return self._forward(self.modules[chunk], packed)
+            hidden = self._hidden(self.modules[chunk], packed)
+            return self.logits(hidden, chunk) if head and self.modules[chunk].post_process else hidden
 
-    def _forward(self, module: Any, packed: Packed) -> Tensor:
+    def logits(self, hidden: Tensor, chunk: int = -1) -> Tensor:
+        """The output head on hidden states [M, E] of the last stage: [M, V / tensor-parallel ranks] (see `forward`)."""
+        module = self.modules[chunk]
+        weight = module.shared_embedding_or_output_weight() if self.architecture.tie_embeddings else None
+        logits, _ = module.output_layer(hidden.unsqueeze(1), weight=weight)
+        return logits.squeeze(1)
+
+    def _hidden(self, module: Any, packed: Packed) -> Tensor:
+        """[M, E] at the selected positions on the last pipeline stage, [S, 1, E] on the others."""
         hidden = None
         if module.pre_process:
             hidden = module.embedding(
@@ -102,9 +112,7 @@ class MegatronModel:
             hidden = gather_from_sequence_parallel_region(
                 hidden, tensor_parallel_output_grad=not self.architecture.value_head, group=self.runtime.tp_group
             )
-        weight = module.shared_embedding_or_output_weight() if self.architecture.tie_embeddings else None
-        logits, _ = module.output_layer(hidden.index_select(0, packed.select), weight=weight)
-        return logits.squeeze(1)
+        return hidden.index_select(0, packed.select).squeeze(1)
 
     def parameters(self) -> Iterator[tuple[WeightRule, Tensor]]:
         """This process's parameters, each with its rule; a tied head on a last stage of its own has the embedding's."""

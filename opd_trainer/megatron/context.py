@@ -102,7 +102,7 @@ class _Collect(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, index: Tensor, total: int, group: ProcessGroup) -> Tensor:
         """Places this rank's values among those of all, by a sum with zeros elsewhere, which changes none of them."""
         ctx.save_for_backward(index)
-        whole = values.new_zeros(total).index_copy_(0, index, values)
+        whole = values.new_zeros(total, *values.shape[1:]).index_copy_(0, index, values)
         distributed.all_reduce(whole, group=group)
         return whole
 
@@ -120,12 +120,12 @@ def collect(values: Tensor, index: Tensor, total: int, group: ProcessGroup) -> T
     gradient of its own values only, and gradients of weights are summed over the group.
 
     Args:
-        values: [m] of this rank.
+        values: [m, ...] of this rank.
         index: i64[m], their places among all.
         total: places; each belongs to one rank.
         group: the ranks.
 
     Returns:
-        [total].
+        [total, ...].
     """
     return _Collect.apply(values, index, total, group)

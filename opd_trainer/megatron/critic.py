@@ -63,7 +63,8 @@ class Critic:
 
     def values(self, micro_batch: MicroBatch) -> Tensor:
         """Values f32[T] without gradient, NaN where the mask is False."""
-        return forward_only(self.loaded.model, micro_batch, lambda output: output.squeeze(1))
+        values = forward_only(self.loaded.model, micro_batch, lambda output: output.squeeze(1))
+        return micro_batch.unknown() if values is None else micro_batch.scatter(values)
 
     def update(self, micro_batches: Sequence[TokenBatch]) -> RankCritic:
         """One optimizer step on the sum of weight * value loss over the micro-batches of all data-parallel ranks.

@@ -38,6 +38,19 @@ class FrozenModel(Protocol):
         """Its weights are where they can compute inside; not to be entered twice at once."""
         ...
 
+    @property
+    def scoring(self) -> Scoring:
+        """How log-probs are computed."""
+        ...
+
+    def require_ready(self) -> None:
+        """Nothing, inside of `ready`.
+
+        Raises:
+            OpdError: outside of `ready`.
+        """
+        ...
+
     def score(self, micro_batch: MicroBatch) -> Tensor:
         """Log-probs f32[T] of a micro-batch, NaN where the mask is False; see `micro_batch.score`. Inside of `ready`.
 
@@ -67,6 +80,9 @@ class ResidentModel:
         """Always."""
         return contextlib.nullcontext()
 
+    def require_ready(self) -> None:
+        """See `FrozenModel`."""
+
     def score(self, micro_batch: MicroBatch) -> Tensor:
         """See `FrozenModel`."""
         return score(self.model, micro_batch, self.scoring)
@@ -94,9 +110,13 @@ class OffloadedModel:
         """See `FrozenModel`."""
         return self.weights.on_device()
 
-    def score(self, micro_batch: MicroBatch) -> Tensor:
+    def require_ready(self) -> None:
         """See `FrozenModel`."""
         self.weights.require_on_device()
+
+    def score(self, micro_batch: MicroBatch) -> Tensor:
+        """See `FrozenModel`."""
+        self.require_ready()
         return score(self.model, micro_batch, self.scoring)
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
@@ -129,9 +149,13 @@ class SwappedModel:
         """See `FrozenModel`."""
         return self.live.lent(self.name, self.host)
 
-    def score(self, micro_batch: MicroBatch) -> Tensor:
+    def require_ready(self) -> None:
         """See `FrozenModel`."""
         self.live.require(self.name, "scoring")
+
+    def score(self, micro_batch: MicroBatch) -> Tensor:
+        """See `FrozenModel`."""
+        self.require_ready()
         return score(self.model, micro_batch, self.scoring)
 
     def export(self) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,8 @@ from opd_trainer.megatron.packing import Plan, merge
 from opd_trainer.megatron.shards import Shards
 from opd_trainer.megatron.spec import RankCritic, RankUpdate
 from opd_trainer.protocols import TokenLoss, WorkerGroup
-from opd_trainer.types import CriticResult, TokenBatch, UpdateResult, WeightStream
+from opd_trainer.types import TokenBatch, WeightStream
+from opd_trainer.updates import CriticResult, UpdateResult
 
 MODEL_OF_FIELD = {"old": "student", "values": "critic"}
 """The model that fills in a field of a batch, where its name is another one."""
@@ -59,11 +60,12 @@ class MegatronLearner:
         planned = self._shards.plan(batch)
         every: list[RankUpdate] = await self._shards.call("update", batch, planned, loss)
         ranks: list[RankUpdate] = self._shards.by_dp_rank(every)
-        teachers = [rank.teacher for rank in ranks if rank.teacher is not None]
         return UpdateResult(
             log_probs=merge(planned, [rank.log_probs for rank in ranks]),
             entropy=merge(planned, [rank.entropy for rank in ranks]),
-            teacher=merge(planned, teachers) if teachers else None,
+            teacher=_merge_given(planned, [rank.teacher for rank in ranks]),
+            divergence=_merge_given(planned, [rank.divergence for rank in ranks]),
+            overlap=_merge_given(planned, [rank.overlap for rank in ranks]),
             loss=sum(rank.loss for rank in ranks),
             grad_norm=ranks[0].grad_norm,
             learning_rate=ranks[0].learning_rate,
@@ -116,6 +118,12 @@ class MegatronLearner:
     async def close(self) -> None:
         """Tears down the workers completely. Safe to call twice."""
         await self._shards.close()
+
+
+def _merge_given(planned: Plan, ranks: Sequence[list[Tensor] | None]) -> Tensor | None:
+    """What all ranks or none of them give."""
+    given = [values for values in ranks if values is not None]
+    return merge(planned, given) if given else None
 
 
 def _critic_result(planned: Plan, ranks: Sequence[RankCritic]) -> CriticResult | None:

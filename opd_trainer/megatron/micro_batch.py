@@ -7,7 +7,7 @@ positions before them only; where context-parallel ranks share the tokens, on th
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -20,6 +20,8 @@ from opd_trainer.megatron.context import collect, share, tokens_per_rank
 from opd_trainer.megatron.log_probs import token_log_probs
 from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.types import Scores, TokenBatch
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +43,24 @@ class MicroBatch:
     context_group: ProcessGroup | None
 
     @property
+    def own(self) -> Tensor:
+        """i64[m], the tokens whose prediction this rank's model output is, ascending."""
+        return self.index[self.mine]
+
+    @property
     def targets(self) -> Tensor:
-        """i64[m], the ids that this rank's model output is about."""
-        return self.batch.tokens[self.index[self.mine]]
+        """i64[m], their ids."""
+        return self.batch.tokens[self.own]
 
     def scatter(self, values: Tensor) -> Tensor:
-        """[m] of each rank -> [T] on every rank, NaN on the other tokens; gradients flow through (see `collect`)."""
+        """[m, ...] of each rank -> [T, ...] on every rank, NaN on the other tokens; gradients flow (see `collect`)."""
         if self.context_group is not None and len(self.index):
             values = collect(values, self.mine, len(self.index), self.context_group)
-        return self.unknown(values.dtype).index_copy(0, self.index, values)
+        return self.unknown(*values.shape[1:], dtype=values.dtype).index_copy(0, self.index, values)
 
-    def unknown(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[T], NaN everywhere."""
-        return torch.full((self.batch.num_tokens,), torch.nan, dtype=dtype, device=self.index.device)
+    def unknown(self, *more: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[T, *more], NaN everywhere."""
+        return torch.full((self.batch.num_tokens, *more), torch.nan, dtype=dtype, device=self.index.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,25 +153,34 @@ def is_idle(model: MegatronModel, micro_batch: MicroBatch) -> bool:
 
 
 def score(model: MegatronModel, micro_batch: MicroBatch, scoring: Scoring) -> Tensor:
-    """Log-probs of a micro-batch without gradient; see `forward_only`."""
-    return forward_only(model, micro_batch, lambda logits: scoring(model, logits, micro_batch.targets)[0])
+    """Log-probs f32[T] of a micro-batch without gradient, NaN where the mask is False; see `forward_only`."""
+    found = forward_only(model, micro_batch, lambda logits: scoring(model, logits, micro_batch.targets)[0])
+    return micro_batch.unknown() if found is None else micro_batch.scatter(found)
 
 
-def forward_only(model: MegatronModel, micro_batch: MicroBatch, read: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `read` makes of the model's output [M, ...], f32[M], in a forward pass over all pipeline stages.
+def forward_only(
+    model: MegatronModel, micro_batch: MicroBatch, read: Callable[[Tensor], Read], *, head: bool = True
+) -> Read | None:
+    """What `read` makes of the model's output in a forward pass over all pipeline stages, without gradient.
+
+    Args:
+        model: any model.
+        micro_batch: its tokens.
+        read: takes [m, ...], of this rank's part of the tokens with mask True.
+        head: whether the output head runs; otherwise `read` takes hidden states.
 
     Returns:
-        f32[T] without gradient, NaN where the mask is False; all NaN on pipeline stages before the last.
+        None where nothing was to be computed, and on pipeline stages before the last.
     """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     if is_idle(model, micro_batch):
-        return micro_batch.unknown()
+        return None
 
     def forward_step(data: Iterator[Packed], _module: Any) -> tuple[Tensor, Any]:
-        return model.forward(next(data)), finish
+        return model.forward(next(data), head=head), finish
 
-    def finish(output: Tensor, non_loss_data: bool) -> Tensor:
+    def finish(output: Tensor, non_loss_data: bool) -> Read:
         assert non_loss_data, "nothing is trained here"
         return read(output)
 
@@ -179,4 +195,4 @@ def forward_only(model: MegatronModel, micro_batch: MicroBatch, read: Callable[[
             forward_only=True,
             collect_non_loss_data=True,
         )
-    return micro_batch.scatter(results[0]) if results else micro_batch.unknown()
+    return results[0] if results else None

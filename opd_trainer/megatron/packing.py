@@ -128,7 +128,7 @@ def merge(plan: Plan, results: Sequence[Sequence[Tensor]]) -> Tensor:
         results: for each data-parallel rank and micro-batch the values of its tokens, in the order of its sequences.
 
     Returns:
-        [T], of the results' dtype.
+        [T, ...], of the results' dtype.
     """
     lengths = torch.tensor(plan.lengths, dtype=torch.int64)
     pieces = [values for rank in results for values in rank]

@@ -120,6 +120,8 @@ class RankUpdate:
         log_probs: for each micro-batch f32[T] live log-probs, NaN where the mask is False.
         entropy: for each micro-batch f32[T], like `log_probs`.
         teacher: for each micro-batch f32[T] log-probs of the inline teachers; None without inline teachers.
+        divergence: for each micro-batch f32[T], see `UpdateResult`; None when not asked for.
+        overlap: for each micro-batch f32[T, 3], see `UpdateResult`; None when not asked for.
         loss: this data-parallel rank's share of the sum of weight * loss.
         grad_norm: global L2 norm before clipping.
         learning_rate: of this step.
@@ -137,4 +139,6 @@ class RankUpdate:
     learning_rate: float
     seconds: Mapping[str, float]
     peak_memory_bytes: int
+    divergence: list[Tensor] | None = None
+    overlap: list[Tensor] | None = None
     critic: RankCritic | None = None

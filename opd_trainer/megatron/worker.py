@@ -16,6 +16,7 @@ from opd_trainer.megatron import checkpoint
 from opd_trainer.megatron.critic import Critic
 from opd_trainer.megatron.frozen import FrozenModel, load_frozen
 from opd_trainer.megatron.huggingface import describe, export_hf_weights, save_hf_folder
+from opd_trainer.megatron.inline import score_inline
 from opd_trainer.megatron.live_weights import STUDENT, LiveWeights
 from opd_trainer.megatron.micro_batch import Scoring, on_device, prepare, score
 from opd_trainer.megatron.optimizer import Optimizer, wrap
@@ -24,9 +25,10 @@ from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.megatron.saving import Saving, writing
 from opd_trainer.megatron.source import LoadedModel, load_model
 from opd_trainer.megatron.spec import Place, RankUpdate, WorkerSpec, place_of
-from opd_trainer.megatron.update import ForwardBackward, Stopwatch, score_inline
+from opd_trainer.megatron.update import ForwardBackward, Stopwatch
 from opd_trainer.protocols import InlineTeacher, TokenLoss
 from opd_trainer.types import TokenBatch
+from opd_trainer.updates import Wants
 
 T = TypeVar("T")
 
@@ -128,6 +130,8 @@ class MegatronWorker:
             log_probs=outcome.log_probs,
             entropy=outcome.entropy,
             teacher=outcome.teacher if self._teachers else None,
+            divergence=outcome.divergence if loss.wants.divergence is not None else None,
+            overlap=outcome.overlap if loss.wants.top_k else None,
             loss=outcome.loss,
             grad_norm=stepped.grad_norm,
             learning_rate=stepped.learning_rate,
@@ -168,8 +172,8 @@ class MegatronWorker:
             batch.replace(teacher=None, teacher_name=(name,) * batch.num_sequences if name else batch.teacher_name)
             for batch in batches
         ]
-        scored = score_inline(teachers, asked, all_asked=self._runtime.ep_size > 1)
-        return [batch.teacher.log_probs.cpu() for batch in scored if batch.teacher is not None]
+        judged = score_inline(teachers, asked, Wants(), all_asked=self._runtime.ep_size > 1)
+        return [one.batch.teacher.log_probs.cpu() for one in judged if one.batch.teacher is not None]
 
     def _require_student(self, purpose: str) -> None:
         _started(self._live).require(STUDENT, purpose)

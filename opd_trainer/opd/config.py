@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 
+from opd_trainer.divergence.config import DivergenceConfig
+
 
 class OpdType(StrEnum):
     """Who computes the teacher's log-probs."""
@@ -111,6 +113,8 @@ class OpdConfig:
     below 1 no token's penalty exceeds -log(1 - alpha); 1 is the plain teacher. In (0, 1]."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     """Token weights."""
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
+    """A divergence of whole distributions as a loss, in place of the term in the advantage."""
 
     @property
     def on(self) -> bool:

@@ -1,12 +1,13 @@
 """Settings of OPD that are known to be zero or wrong, found before anything starts."""
 
+from opd_trainer.divergence.config import DivergenceKind
 from opd_trainer.errors import Problem
 from opd_trainer.opd.config import OpdApply, OpdConfig, ScheduleKind, TokenWeights
 
 
 def opd_problems(opd: OpdConfig, *, estimator_whitens: bool, estimator_has_returns: bool) -> list[Problem]:
     """What is wrong with where and how the OPD term enters."""
-    found = [*_strength(opd), *_shape(opd)]
+    found = [*_strength(opd), *_shape(opd), *_divergence(opd)]
     if not opd.on:
         return found
     before = opd.apply is OpdApply.before_normalization
@@ -35,6 +36,51 @@ def opd_problems(opd: OpdConfig, *, estimator_whitens: bool, estimator_has_retur
                 "true with an estimator that whitens",
                 "whitening would subtract the mean reverse KL and make opd.kl_coef scale-free",
                 "Set estimator.whiten=false, or opd.apply=before_normalization to ask for exactly that.",
+            )
+        )
+    return found
+
+
+def _divergence(opd: OpdConfig) -> list[Problem]:
+    """A divergence as a loss takes the place of the term in the advantage, with all that belongs to it."""
+    options = opd.divergence
+    if not options.dense or not opd.on:
+        return []
+    found = []
+    if options.kind is DivergenceKind.jsd and not 0 <= options.beta <= 1:
+        found.append(
+            Problem(
+                "opd.divergence.beta", f"{options.beta}", "it is a share of a mixture", "Set opd.divergence.beta=0.5."
+            )
+        )
+    if options.top_k < 1:
+        found.append(
+            Problem(
+                "opd.divergence.top_k",
+                f"{options.top_k}",
+                "without candidates nothing is compared",
+                "Set opd.divergence.top_k=64.",
+            )
+        )
+    defaults = OpdConfig()
+    for name in ("apply", "in_returns", "student_log_prob", "clip", "trust_alpha"):
+        value = getattr(opd, name)
+        if value != getattr(defaults, name):
+            found.append(
+                Problem(
+                    f"opd.{name}",
+                    f"{value} with opd.divergence.kind={options.kind}",
+                    "it shapes the term in the advantage, which the divergence replaces",
+                    f"Drop opd.{name}, or set opd.divergence.kind=sampled.",
+                )
+            )
+    if opd.weights.kind is not TokenWeights.uniform:
+        found.append(
+            Problem(
+                "opd.weights.kind",
+                f"{opd.weights.kind} with opd.divergence.kind={options.kind}",
+                "they weigh the term in the advantage, which the divergence replaces",
+                "Set opd.weights.kind=uniform, or opd.divergence.kind=sampled.",
             )
         )
     return found

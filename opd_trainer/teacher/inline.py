@@ -9,16 +9,19 @@ from torch import Tensor
 
 from opd_trainer.errors import TeacherError
 from opd_trainer.megatron.config import MegatronConfig, Placement
-from opd_trainer.megatron.frozen import FrozenModel, load_frozen
+from opd_trainer.megatron.evidence import read
+from opd_trainer.megatron.frozen import FrozenModel, ResidentModel, load_frozen
 from opd_trainer.megatron.live_weights import LiveWeights
 from opd_trainer.megatron.micro_batch import Scoring, prepare
 from opd_trainer.megatron.source import architecture_of, config_folder
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.model.folder import inspect
 from opd_trainer.model.identity import ModelProfile, profile
+from opd_trainer.protocols import TeacherScores
 from opd_trainer.teacher.config import OffloadTeacher, SwapTeacher, TeacherConfig
-from opd_trainer.teacher.shapes import check_interchangeable, check_same_shape, check_vocabulary
+from opd_trainer.teacher.shapes import check_columns, check_interchangeable, check_same_shape, check_vocabulary
 from opd_trainer.types import ModelIdentity, Signal, TokenBatch
+from opd_trainer.updates import Wants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,23 +62,27 @@ class MegatronTeacher:
 
     @property
     def signals(self) -> frozenset[Signal]:
-        """Log-probs of the sampled tokens."""
-        return frozenset({Signal.sampled})
+        """A whole distribution is computed while the student trains: from weights that are on the device then."""
+        stays = isinstance(self.frozen, ResidentModel)
+        return frozenset(Signal) if stays else frozenset({Signal.sampled, Signal.topk})
 
     def ready(self) -> AbstractContextManager[None]:
         """See `InlineTeacher`."""
         return self.frozen.ready()
 
-    def score_inline(self, micro_batch: TokenBatch, want: Signal) -> Tensor:
-        """Log-probs f32[T] of the tokens with mask True, NaN elsewhere; no gradient. Inside of `ready`.
+    def score_inline(self, micro_batch: TokenBatch, wants: Wants) -> TeacherScores:
+        """See `InlineTeacher`; without gradient.
 
         Raises:
             TeacherError: it was asked for a signal that it does not give.
             OpdError: outside of `ready`, where its weights are away.
         """
-        if want not in self.signals:
-            raise TeacherError(f"a Megatron teacher gives {', '.join(self.signals)}, not {want}")
-        return self.frozen.score(prepare(micro_batch, self.frozen.model.runtime))
+        lacking = sorted(wants.signals - self.signals)
+        if lacking:
+            raise TeacherError(f"this Megatron teacher gives {', '.join(sorted(self.signals))}, not {lacking[0]}")
+        self.frozen.require_ready()
+        model = self.frozen.model
+        return read(model, prepare(micro_batch, model.runtime), self.frozen.scoring, wants)
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """See `InlineTeacher`."""
@@ -152,7 +159,13 @@ def checked_teacher(name: str, teacher: TeacherConfig, student: ModelConfig) -> 
 
 
 def inline_teacher(
-    name: str, teacher: TeacherConfig, student: ModelConfig, megatron: MegatronConfig, temperature: float
+    name: str,
+    teacher: TeacherConfig,
+    student: ModelConfig,
+    megatron: MegatronConfig,
+    temperature: float,
+    *,
+    compares_distributions: bool = False,
 ) -> MegatronTeacherBuilder:
     """A teacher in the student's workers, checked before any of them starts; see `checked_teacher`.
 
@@ -162,11 +175,16 @@ def inline_teacher(
         student: the student's model settings.
         megatron: settings of the student's workers.
         temperature: of all log-probs.
+        compares_distributions: whether whole distributions are compared, column by column.
 
     Raises:
         UserError: it does not fit.
     """
     checked = checked_teacher(name, teacher, student)
+    if compares_distributions:
+        size = checked.identity.vocab_size
+        ours, theirs = (architecture_of(settings, size).vocab_size for settings in (student, checked.settings))
+        check_columns("teacher" if name == "default" else f"teachers.{name}", ours, theirs, megatron.tensor_parallel)
     return MegatronTeacherBuilder(
         name=name,
         placement=placement_of(teacher),

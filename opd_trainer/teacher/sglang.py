@@ -8,6 +8,7 @@ import time
 import torch
 
 from opd_trainer.metrics import Metrics
+from opd_trainer.opd.overlap import overlap, overlap_metrics
 from opd_trainer.sglang.client import ClientConfig, SglangClient
 from opd_trainer.sglang.endpoints import Endpoint
 from opd_trainer.sglang.failure import RequestFailed
@@ -44,6 +45,7 @@ class SglangTeacher:
         limits = ClientConfig(timeout_s=config.timeout_s, concurrency=config.concurrency, attempts=config.attempts)
         self.client = SglangClient(fleet.urls, limits, self._repair)
         self._tally = Tally()
+        self._overlap = Metrics()
         self._seconds = 0.0
         self._cached_tokens = self._prompt_tokens = 0
 
@@ -96,12 +98,15 @@ class SglangTeacher:
         self._tally.add(ScoreStatus.ok)
         self._cached_tokens += scored.cached_tokens
         self._prompt_tokens += len(prompt) + len(response)
+        if sample.topk is not None and scored.topk is not None:
+            self._overlap.update(overlap_metrics(overlap(sample.topk.ids, scored.topk)))
         return sample.replace(
             teacher_log_probs=scored.log_probs, teacher_topk=scored.topk, teacher_status=ScoreStatus.ok
         )
 
     def metrics(self) -> Metrics:
-        """Since the last call: outcomes, seconds per scored sample, share of cached tokens, retries, restarts.
+        """Since the last call: outcomes, seconds per scored sample, share of cached tokens, retries, restarts, and how
+        far its candidates are those of the engine.
 
         Raises:
             TeacherError: more samples failed than `max_failed_fraction` allows.
@@ -113,6 +118,8 @@ class SglangTeacher:
             metrics.put("teacher/cached_token_fraction", self._cached_tokens / self._prompt_tokens)
         metrics.put("teacher/retries", self.client.num_retries)
         metrics.put("teacher/restarts", self._fleet.num_restarts)
+        metrics.update(self._overlap)
+        self._overlap = Metrics()
         self.client.num_retries, self._seconds, self._cached_tokens, self._prompt_tokens = 0, 0.0, 0, 0
         return metrics
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from opd_trainer.errors import ConfigError, ShapeMismatch
-from opd_trainer.megatron.families.base import Architecture, hf_shapes
+from opd_trainer.megatron.families.base import Architecture, hf_shapes, padded_vocab_size
 from opd_trainer.megatron.live_weights import interchangeable
 from opd_trainer.model.identity import ModelProfile, check_compatible
 
@@ -101,6 +101,27 @@ def check_vocabulary(key: str, student: ModelProfile, teacher: ModelProfile, arc
         raise ShapeMismatch(
             f"{key}: the teacher's output head has {architecture.vocab_size} rows and the student's vocabulary "
             f"{needed} ids: the last ones cannot be scored. Use a teacher with the whole vocabulary"
+        )
+
+
+def check_columns(key: str, student: int, teacher: int, tensor_parallel: int) -> None:
+    """Compares how tensor-parallel ranks would cut two vocabularies that are compared id by id.
+
+    Args:
+        key: the teacher's configuration key, for the message.
+        student: rows of its output head.
+        teacher: rows of its output head.
+        tensor_parallel: ranks that share them.
+
+    Raises:
+        ShapeMismatch: a rank would have other ids of the one than of the other.
+    """
+    ours, theirs = (padded_vocab_size(size, tensor_parallel) for size in (student, teacher))
+    if tensor_parallel > 1 and ours != theirs:
+        raise ShapeMismatch(
+            f"{key}: opd.divergence compares whole distributions, and {tensor_parallel} tensor-parallel ranks cut the "
+            f"student's {student} ids at other places than the teacher's {teacher}: each rank would hold other ids of "
+            "the one than of the other. Set megatron.tensor_parallel=1, or opd.divergence.kind=sampled"
         )
 
 

@@ -9,7 +9,8 @@ from opd_trainer.metrics import Metrics
 from opd_trainer.tracking.sink import Sink, StepRecord
 from opd_trainer.tracking.summary import Evaluated, Results, Summary
 from opd_trainer.tracking.wall_time import Phase, WallTime
-from opd_trainer.types import Sample, UpdateResult
+from opd_trainer.types import Sample
+from opd_trainer.updates import UpdateResult
 
 
 class StepLog:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, distributed
 
 from opd_trainer.divergence.kl import forward_kl, jsd, reverse_kl
-from opd_trainer.divergence.softmax import VocabularyShards, log_softmax
+from opd_trainer.divergence.softmax import log_softmax
 from opd_trainer.divergence.topk import student_topk_sampled_tail, with_tail
+from opd_trainer.vocabulary import VocabularyShards
 from tests.gloo import run_gloo
 
 V = 8

@@ -18,6 +18,7 @@ from opd_trainer.loss.policy import PolicyLoss
 from opd_trainer.objective import Objective
 from opd_trainer.opd.config import OpdConfig, OpdType
 from opd_trainer.types import Scores, TokenBatch
+from opd_trainer.updates import Live
 
 NAN = math.nan
 
@@ -99,7 +100,11 @@ def loss_and_gradient(chosen: Objective, batch: TokenBatch, log_probs: Tensor, e
     """sum_t weight[t] * loss[t], and its gradient with respect to log-probs and entropies."""
     leaves = [log_probs.clone().requires_grad_(), entropy.clone().requires_grad_()]
     assert batch.weight is not None
-    total = (chosen.loss()(leaves[0], leaves[1], batch) * batch.weight).sum()
+    loss = chosen.loss()
+    # What a worker would compute from whole distributions; here something that depends on the student as they do.
+    dense = torch.where(batch.mask, torch.where(batch.mask, leaves[0], 0.0).square(), NAN)
+    divergence = None if loss.wants.divergence is None else dense
+    total = (loss(Live(log_probs=leaves[0], entropy=leaves[1], divergence=divergence), batch) * batch.weight).sum()
     total.backward()
     return total.detach(), *(torch.zeros_like(x) if x.grad is None else x.grad for x in leaves)
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from opd_trainer.divergence.config import DivergenceConfig, DivergenceKind
 from opd_trainer.loss.aggregation import Aggregation
 from opd_trainer.loss.config import Correction, KlApply, LossConfig, ReferenceConfig
 from opd_trainer.opd.config import OpdApply, OpdConfig, OpdType, StudentLogProb, TokenWeights, WeightsConfig
-from opd_trainer.types import Scores, TokenBatch, UpdateResult
+from opd_trainer.types import Scores, TokenBatch
+from opd_trainer.updates import UpdateResult
 from tests.laws.options import (
     ESTIMATORS,
     NAN,
@@ -35,6 +37,7 @@ OPD = {
     "importance": OpdConfig(
         type=OpdType.megatron, weights=WeightsConfig(kind=TokenWeights.importance), trust_alpha=0.5, clip=1.0
     ),
+    "divergence": OpdConfig(type=OpdType.megatron, divergence=DivergenceConfig(kind=DivergenceKind.reverse_kl)),
     "first_fraction": OpdConfig(type=OpdType.megatron, weights=WeightsConfig(kind=TokenWeights.first_fraction)),
 }
 placements = pytest.mark.parametrize("opd", OPD.values(), ids=OPD)

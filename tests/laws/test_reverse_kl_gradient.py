@@ -8,6 +8,7 @@ from torch import Tensor
 
 from opd_trainer.opd.config import OpdConfig, OpdType
 from opd_trainer.types import TokenBatch
+from opd_trainer.updates import Live
 from tests.laws.options import ESTIMATORS, objective, scores
 
 V = 5
@@ -57,7 +58,7 @@ def test_expected_gradient_is_that_of_the_reverse_kl(name: str) -> None:
     batch = chosen.assign(batch)
     # The expectation over rollouts: each sequence counts with its probability.
     probability = log_probs.detach().view(num, LENGTH).sum(1).exp()
-    loss = chosen.loss()(log_probs, torch.zeros_like(log_probs), batch)
+    loss = chosen.loss()(Live(log_probs=log_probs, entropy=torch.zeros_like(log_probs)), batch)
     gradient = torch.autograd.grad((loss * probability[batch.seq]).sum(), student)
     for found, expected in zip(gradient, reverse_kl_gradient(student, teacher), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

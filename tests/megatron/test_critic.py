@@ -20,7 +20,8 @@ from opd_trainer.megatron.micro_batch import prepare
 from opd_trainer.megatron.spec import CriticSpec, RankCritic, WorkerSpec
 from opd_trainer.megatron.worker import MegatronWorker
 from opd_trainer.model.config import ModelConfig
-from opd_trainer.types import TokenBatch, UpdateResult
+from opd_trainer.types import TokenBatch
+from opd_trainer.updates import UpdateResult
 from tests.gloo import run_gloo
 from tests.megatron import training
 from tests.megatron.training import WeightedNll, started, weights

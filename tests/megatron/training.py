@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from opd_trainer.megatron.worker import MegatronWorker
 from opd_trainer.model.config import ArchitectureConfig, ModelConfig
 from opd_trainer.model.folder import load_tokenizer
 from opd_trainer.types import Scores, TokenBatch
+from opd_trainer.updates import Live, Wants
 
 SHAPE = ArchitectureConfig(
     hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=48, max_length=64
@@ -34,33 +35,33 @@ RESPONSES = (6, 0, 9, 4, 1, 12)
 class WeightedNll:
     """-advantage * log_probs, so that every token counts differently."""
 
-    needs_entropy_gradient: bool = False
+    wants: Wants = field(default_factory=Wants)
 
-    def __call__(self, log_probs: torch.Tensor, entropy: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    def __call__(self, live: Live, batch: TokenBatch) -> torch.Tensor:
         assert batch.advantage is not None
-        return torch.where(batch.mask, -batch.advantage * log_probs, 0.0)
+        return torch.where(batch.mask, -batch.advantage * live.log_probs, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Distill:
     """The OPD surrogate: pulls the live log-probs to the teacher's."""
 
-    needs_entropy_gradient: bool = False
+    wants: Wants = field(default_factory=Wants)
 
-    def __call__(self, log_probs: torch.Tensor, entropy: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    def __call__(self, live: Live, batch: TokenBatch) -> torch.Tensor:
         assert batch.teacher is not None
-        gap = (log_probs - batch.teacher.log_probs).detach()
-        return torch.where(batch.mask, torch.where(batch.mask, gap, 0.0) * log_probs, 0.0)
+        gap = (live.log_probs - batch.teacher.log_probs).detach()
+        return torch.where(batch.mask, torch.where(batch.mask, gap, 0.0) * live.log_probs, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Infinite:
     """A loss that is not finite."""
 
-    needs_entropy_gradient: bool = False
+    wants: Wants = field(default_factory=Wants)
 
-    def __call__(self, log_probs: torch.Tensor, entropy: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-        return torch.where(batch.mask, log_probs * torch.inf, 0.0)
+    def __call__(self, live: Live, batch: TokenBatch) -> torch.Tensor:
+        return torch.where(batch.mask, live.log_probs * torch.inf, 0.0)
 
 
 def write_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from opd_trainer.cluster.inprocess import InProcessGroup
+from opd_trainer.divergence.config import DivergenceConfig, DivergenceKind
+from opd_trainer.divergence.token import TokenDivergence
 from opd_trainer.errors import CheckpointError, OpdError, ShapeMismatch, TeacherError
 from opd_trainer.megatron.config import Placement
 from opd_trainer.megatron.live_weights import STUDENT
@@ -29,6 +31,7 @@ from opd_trainer.teacher.config import TeacherConfig
 from opd_trainer.teacher.dedicated import DedicatedTeacher
 from opd_trainer.teacher.inline import MegatronTeacher, checked_teacher, inline_teacher
 from opd_trainer.types import Finish, Prompt, Sample, Scores, Signal, TokenBatch
+from opd_trainer.updates import Wants
 from tests.gloo import run_gloo
 from tests.megatron import training
 from tests.megatron.training import Distill, started
@@ -277,7 +280,8 @@ def worker_with(placement: str, folders: dict[str, Path]) -> Iterator[tuple[Mega
 def test_a_teacher_has_no_gradient_and_conforms(placement: str, folders: Any) -> None:
     with worker_with(placement, folders) as (worker, teacher):
         conforms: InlineTeacher = teacher
-        assert conforms.signals == {Signal.sampled}
+        stays = placement == "resident"
+        assert conforms.signals == ({*Signal} if stays else {Signal.sampled, Signal.topk})
         worker.update([batch_of()], Distill())
         if placement == "swap":
             assert worker._student is not None
@@ -286,8 +290,10 @@ def test_a_teacher_has_no_gradient_and_conforms(placement: str, folders: Any) ->
             assert not any(t.requires_grad or t.grad is not None for t in tensors)
         else:
             assert not any(has_gradient_buffers(module) for module in teacher.frozen.model.modules)
-        with pytest.raises(TeacherError, match="gives sampled, not topk"):
-            teacher.score_inline(batch_of(), Signal.topk)
+        if not stays:
+            wants = Wants(divergence=TokenDivergence(DivergenceConfig(kind=DivergenceKind.reverse_kl)))
+            with pytest.raises(TeacherError, match="gives sampled, topk, not full_vocab"):
+                teacher.score_inline(batch_of(), wants)
 
 
 def test_an_offloaded_teacher_holds_no_device_memory_between_uses(folders: Any) -> None:
@@ -308,7 +314,7 @@ def test_an_offloaded_teacher_holds_no_device_memory_between_uses(folders: Any) 
 @pytest.mark.parametrize("placement", ["offload", "swap"])
 def test_scoring_needs_the_weights(placement: str, folders: Any) -> None:
     with worker_with(placement, folders) as (_, teacher), pytest.raises(OpdError):
-        teacher.score_inline(batch_of(), Signal.sampled)
+        teacher.score_inline(batch_of(), Wants())
 
 
 def break_off(teacher: MegatronTeacher, batch: TokenBatch, kind: type[BaseException]) -> None:

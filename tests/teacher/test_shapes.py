@@ -6,7 +6,7 @@ from opd_trainer.errors import ConfigError, ShapeMismatch
 from opd_trainer.megatron.families.registry import architecture_from_config
 from opd_trainer.model.config import Family
 from opd_trainer.model.identity import ModelProfile
-from opd_trainer.teacher.shapes import check_same_shape, check_vocabulary
+from opd_trainer.teacher.shapes import check_columns, check_same_shape, check_vocabulary
 from opd_trainer.types import ModelIdentity
 from tests.megatron.training import SHAPE
 
@@ -62,3 +62,13 @@ def test_vocabularies_must_agree_and_padding_need_not():
         check_vocabulary("teacher", profile("abc"), profile("abc", eos=1), STUDENT)
     with pytest.raises(ShapeMismatch, match="output head has 2 rows and the student's vocabulary 3 ids"):
         check_vocabulary("teacher", profile("abc"), profile("abc"), dataclasses.replace(STUDENT, vocab_size=2))
+
+
+@pytest.mark.parametrize(("student", "teacher", "ranks"), [(22, 30, 1), (22, 22, 2), (21, 22, 2)])
+def test_ranks_that_cut_both_vocabularies_alike(student: int, teacher: int, ranks: int) -> None:
+    check_columns("teacher", student, teacher, ranks)
+
+
+def test_ranks_that_would_hold_other_ids_of_the_teacher() -> None:
+    with pytest.raises(ShapeMismatch, match=r"teachers\.math: .* 2 tensor-parallel ranks cut the student's 22 ids"):
+        check_columns("teachers.math", 22, 30, 2)

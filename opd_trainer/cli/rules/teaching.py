@@ -10,6 +10,7 @@ from opd_trainer.errors import Problem
 from opd_trainer.opd.config import OpdType
 from opd_trainer.teacher.config import (
     DedicatedTeacher,
+    ResidentTeacher,
     SglangManagedTeacher,
     SwapTeacher,
 )
@@ -189,6 +190,37 @@ def teachers_score_at_the_same_time(config: Config, named: Named) -> Iterator[Pr
         )
 
 
+def distributions_are_at_hand(config: Config, named: Named) -> Iterator[Problem]:
+    """Whole distributions, or candidates, of a teacher that cannot give them where they are needed."""
+    opd = config.opd
+    if not opd.on:
+        return
+    for key, teacher in teachers(config):
+        choose = "teacher=" if key == "teacher" else f"+teacher@{key}="
+        placement = "a server" if is_server(teacher) else type(teacher).__name__.removesuffix("Teacher").lower()
+        if opd.divergence.dense and not isinstance(teacher, ResidentTeacher):
+            yield Problem(
+                "opd.divergence.kind",
+                f"{opd.divergence.kind} with {placement} as {key}",
+                "it compares whole distributions while the student trains, so the teacher's weights must be there",
+                f"Set opd=megatron {choose}resident, or opd.divergence.kind=sampled",
+            )
+        if opd.log_prob_top_k and isinstance(teacher, DedicatedTeacher):
+            yield Problem(
+                "opd.log_prob_top_k",
+                f"{opd.log_prob_top_k} with dedicated as {key}",
+                "its workers report the sampled tokens only",
+                f"Set opd.log_prob_top_k=0, or {choose}resident",
+            )
+    if opd.log_prob_top_k and opd.type is OpdType.megatron and not opd.in_update:
+        yield Problem(
+            "opd.log_prob_top_k",
+            f"{opd.log_prob_top_k} with a term that is not computed inside the update",
+            "candidates of student and teacher are compared there",
+            "Set opd.log_prob_top_k=0, or opd.apply=after_normalization opd.in_returns=false opd.student_log_prob=live",
+        )
+
+
 TRAINING: tuple[Rule, ...] = (
     opd_type_is_chosen,
     megatron_teacher_has_weights,
@@ -199,4 +231,5 @@ TRAINING: tuple[Rule, ...] = (
     swapped_teacher_is_the_students_shape,
     dedicated_teacher_has_workers,
     teachers_score_at_the_same_time,
+    distributions_are_at_hand,
 )

@@ -1,0 +1,186 @@
+"""What is computed from whole distributions of student and teacher in a training worker: divergences, and how far their
+likeliest tokens agree.
+
+m = tokens whose prediction this rank's model output is, P = columns of this rank's part of the vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import ReduceOp
+from torch.utils.checkpoint import checkpoint
+
+from opd_trainer.megatron.build import MegatronModel
+from opd_trainer.megatron.micro_batch import MicroBatch, Scoring, forward_only
+from opd_trainer.megatron.runtime import MegatronRuntime
+from opd_trainer.opd.overlap import OVERLAP_COLUMNS, overlap
+from opd_trainer.protocols import Distribution, TeacherScores
+from opd_trainer.types import TopK
+from opd_trainer.updates import Divergence, Wants
+from opd_trainer.vocabulary import VocabularyShards
+
+
+@dataclass(frozen=True, slots=True)
+class HeldDistribution:
+    """A `Distribution`: a frozen model's hidden states, from which its head makes logits a piece at a time.
+
+    Attributes:
+        model: its weights must stay where they are as long as this is used.
+        hidden: [r, hidden size].
+    """
+
+    model: MegatronModel
+    hidden: Tensor
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Distribution`."""
+        return self.model.architecture.vocab_size
+
+    def logits(self, rows: slice) -> Tensor:
+        """See `Distribution`."""
+        with torch.no_grad():
+            return self.model.logits(self.hidden[rows])
+
+
+def read(model: MegatronModel, micro_batch: MicroBatch, scoring: Scoring, wants: Wants) -> TeacherScores:
+    """What a frozen model tells about a micro-batch, in one forward pass without gradient."""
+
+    def tell(hidden: Tensor) -> TeacherScores:
+        logits = model.logits(hidden)
+        return TeacherScores(
+            log_probs=micro_batch.scatter(scoring(model, logits, micro_batch.targets)[0]),
+            tokens=micro_batch.own,
+            topk=candidates(model, logits, wants.top_k, scoring) if wants.top_k else None,
+            distribution=HeldDistribution(model, hidden) if wants.divergence is not None else None,
+        )
+
+    told = forward_only(model, micro_batch, tell, head=False)
+    return TeacherScores(log_probs=micro_batch.unknown(), tokens=micro_batch.own[:0]) if told is None else told
+
+
+def candidates(model: MegatronModel, logits: Tensor, k: int, scoring: Scoring) -> TopK:
+    """The k likeliest tokens at each position, likeliest first, with their log-probs."""
+    shards = vocabulary_of(model.runtime, logits.shape[1])
+    known = _without_padding(logits.float(), shards, model.architecture.vocab_size)
+    ids = shards.top(known, k)
+    first, _ = scoring(model, logits, ids[:, 0])
+    scaled = shards.at(known, ids) / scoring.temperature
+    return TopK(ids=ids, log_probs=scaled - scaled[:, :1] + first[:, None])
+
+
+def divergences(
+    model: MegatronModel,
+    logits: Tensor,
+    micro_batch: MicroBatch,
+    evidence: Sequence[TeacherScores],
+    divergence: Divergence,
+    scoring: Scoring,
+) -> Tensor:
+    """f32[m], the divergence of the student's distributions from the teachers', 0 where no teacher scored.
+
+    Positions are computed in chunks, and computed again in the backward pass: only one chunk of either model is in
+    fp32 at a time.
+
+    Args:
+        model: the student.
+        logits: [m, P] of the student.
+        micro_batch: what they are about.
+        evidence: of the teachers.
+        divergence: which one.
+        scoring: temperature and size of a chunk.
+    """
+    shards = vocabulary_of(model.runtime, logits.shape[1])
+    found = torch.zeros(len(logits), device=logits.device)
+    for scores in evidence:
+        distribution = scores.distribution
+        if distribution is None or not len(scores.tokens):
+            continue
+        rows = torch.searchsorted(micro_batch.own, scores.tokens)
+        common = min(model.architecture.vocab_size, distribution.vocab_size)
+        pieces = []
+        for start in range(0, len(rows), scoring.chunk_tokens):
+            piece = slice(start, start + scoring.chunk_tokens)
+            chunk = partial(_chunk, distribution=distribution, rows=piece, common=common)
+            pieces.append(
+                checkpoint(
+                    partial(chunk, shards=shards, divergence=divergence, temperature=scoring.temperature),
+                    logits[rows[piece]],
+                    micro_batch.targets[rows[piece]],
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            )
+        found = found.index_copy(0, rows, torch.cat(pieces).to(found.dtype))
+    return found
+
+
+def _chunk(
+    student: Tensor,
+    sampled: Tensor,
+    *,
+    distribution: Distribution,
+    rows: slice,
+    common: int,
+    shards: VocabularyShards,
+    divergence: Divergence,
+    temperature: float,
+) -> Tensor:
+    """The divergence of some positions; ids that one of the models lacks take no probability in either."""
+    teacher = distribution.logits(rows)
+    columns = min(student.shape[1], teacher.shape[1])
+    own, theirs = (
+        _without_padding(logits[:, :columns].float(), shards, common) / temperature for logits in (student, teacher)
+    )
+    return divergence(own, theirs, sampled, shards)
+
+
+def overlaps(
+    model: MegatronModel, logits: Tensor, micro_batch: MicroBatch, evidence: Sequence[TeacherScores], k: int
+) -> Tensor:
+    """f32[m, 3], see `opd_trainer.opd.overlap.overlap`; NaN where no teacher scored."""
+    found = torch.full((len(logits), OVERLAP_COLUMNS), torch.nan, device=logits.device)
+    if not evidence:
+        return found
+    shards = vocabulary_of(model.runtime, logits.shape[1])
+    ids = shards.top(_without_padding(logits.detach().float(), shards, model.architecture.vocab_size), k)
+    for scores in evidence:
+        if scores.topk is not None:
+            rows = torch.searchsorted(micro_batch.own, scores.tokens)
+            found[rows] = overlap(ids[rows], scores.topk)
+    return found
+
+
+def _without_padding(logits: Tensor, shards: VocabularyShards, vocab_size: int) -> Tensor:
+    """-inf for the ids from `vocab_size` on."""
+    ids = torch.arange(shards.first, shards.first + logits.shape[1], device=logits.device)
+    return logits.masked_fill(ids >= vocab_size, -torch.inf)
+
+
+def vocabulary_of(runtime: MegatronRuntime, columns: int) -> VocabularyShards:
+    """How the tensor-parallel ranks reach each other's `columns` of the vocabulary."""
+    if runtime.tp_size == 1:
+        return VocabularyShards()
+    from megatron.core.tensor_parallel import mappings
+
+    group = runtime.tp_group
+
+    def largest(x: Tensor) -> Tensor:
+        distributed.all_reduce(x, ReduceOp.MAX, group=group)
+        return x
+
+    def gather(x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(runtime.tp_size)]
+        distributed.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts, -1)
+
+    return VocabularyShards(
+        first=runtime.tp_rank * columns,
+        total=lambda x: mappings.reduce_from_tensor_model_parallel_region(x, group),
+        copy=lambda x: mappings.copy_to_tensor_model_parallel_region(x, group),
+        largest=largest,
+        gather=gather,
+    )
