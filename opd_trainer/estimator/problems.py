@@ -16,7 +16,7 @@ def estimator_problems(estimator: Estimator, reference: ReferenceConfig) -> list
                 "reference.apply",
                 "reward with estimator=none",
                 "rewards are not used, so the KL to the reference would have no effect",
-                "Set reference.apply=loss.",
+                "Set reference.apply=loss",
             )
         )
     tokens = estimator.aggregation_tokens
@@ -26,14 +26,14 @@ def estimator_problems(estimator: Estimator, reference: ReferenceConfig) -> list
                 "estimator.aggregation_tokens",
                 f"{tokens} with aggregation={estimator.aggregation}",
                 "it is the positive length that the constant aggregation divides by",
-                "Set estimator.aggregation=constant, or estimator.aggregation_tokens=null.",
+                "Set estimator.aggregation=constant, or estimator.aggregation_tokens=null",
             )
         )
     for key in ("gamma", "lam"):
         value = getattr(estimator, key, 1.0)
         if not 0 <= value <= 1:
             found.append(
-                Problem(f"estimator.{key}", f"{value}", "a discount lies between 0 and 1", f"Set estimator.{key}=1.")
+                Problem(f"estimator.{key}", f"{value}", "a discount lies between 0 and 1", f"Set estimator.{key}=1")
             )
     critic_loss = estimator.critic_loss
     if critic_loss is not None and critic_loss.clip <= 0:
@@ -42,7 +42,7 @@ def estimator_problems(estimator: Estimator, reference: ReferenceConfig) -> list
                 "estimator.value_loss.clip",
                 f"{critic_loss.clip}",
                 "the critic could never move its values",
-                "Set estimator.value_loss.clip=0.2.",
+                "Set estimator.value_loss.clip=0.2",
             )
         )
     return found

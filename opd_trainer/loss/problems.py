@@ -18,7 +18,7 @@ def reference_problems(reference: ReferenceConfig) -> list[Problem]:
                 "reference.estimator",
                 f"{reference.chosen_estimator} as a reward",
                 "as a detached penalty only k1 has the gradient of the reverse KL; k2 and k3 point elsewhere",
-                "Set reference.estimator=k1, or reference.apply=loss.",
+                "Set reference.estimator=k1, or reference.apply=loss",
             )
         )
     return found
@@ -34,14 +34,14 @@ def loss_problems(options: LossConfig) -> list[Problem]:
                 "loss.correction_low",
                 f"band [{low}, {high}]",
                 "ratios are positive and a band needs its lower end below its upper end",
-                "Set loss.correction_low=0 loss.correction_high=2.",
+                "Set loss.correction_low=0 loss.correction_high=2",
             )
         )
     for key in ("updates_per_rollout", "epochs_per_rollout"):
         if getattr(options, key) < 1:
             found.append(
                 Problem(
-                    f"loss.{key}", f"{getattr(options, key)}", "a rollout must be learned from", f"Set loss.{key}=1."
+                    f"loss.{key}", f"{getattr(options, key)}", "a rollout must be learned from", f"Set loss.{key}=1"
                 )
             )
     return found
@@ -65,4 +65,4 @@ def policy_loss_problems(loss: PolicyLoss) -> list[Problem]:
 
 
 def _range(key: str, value: float, why: str, good: str = "0.2") -> Problem:
-    return Problem(f"estimator.loss.{key}", f"{value}", why, f"Set estimator.loss.{key}={good}.")
+    return Problem(f"estimator.loss.{key}", f"{value}", why, f"Set estimator.loss.{key}={good}")

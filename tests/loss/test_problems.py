@@ -21,7 +21,7 @@ def test_defaults_have_no_problem(loss: PolicyLoss) -> None:
 def test_only_k1_is_a_reward(estimator: KlEstimator) -> None:
     [problem] = reference_problems(ReferenceConfig(kl_coef=0.1, apply=KlApply.reward, estimator=estimator))
     assert problem.key == "reference.estimator"
-    assert problem.fix == "Set reference.estimator=k1, or reference.apply=loss."
+    assert problem.fix == "Set reference.estimator=k1, or reference.apply=loss"
 
 
 @pytest.mark.parametrize(

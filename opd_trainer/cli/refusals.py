@@ -1,0 +1,184 @@
+"""Writes docs/refusals.md: command lines that are refused before anything starts, each with the message it gets.
+
+python -m opd_trainer.cli.refusals
+"""
+
+import contextlib
+import json
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from opd_trainer.cli.aliases import expand
+from opd_trainer.cli.composition import Composer, Source, composer
+from opd_trainer.cli.plan import plan, read
+from opd_trainer.errors import ConfigError, Problem
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "refusals.md"
+HEAD = """# What is refused, and what it says
+
+Every command line below ends with exit code 2 before a model is loaded, a server is asked or a file is written; all its
+problems are told at once, each with the override that repairs it. Without `experiment=null` a command line changes the
+demo. MODEL is a folder with a model, EMPTY one without, and RUN the directory of a run that was started.
+
+Written by `python -m opd_trainer.cli.refusals`, which asks the very check that `launch.py` asks; a test holds that
+every rule about combinations appears.
+"""
+
+OWN = "experiment=null model.load=MODEL data.path=x.jsonl"
+SERVER = "opd=sglang teacher=sglang_external teacher.url=http://host:30000"
+
+MODEL = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 32,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "max_position_embeddings": 128,
+}
+"""The config.json in MODEL."""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "Nothing would be learned": (
+        "opd=off estimator=none",
+        "opd=off opd.only_reward=true",
+        "opd=off rollout.samples_per_prompt=1",
+        "estimator=none opd.kl_coef=0",
+        "estimator=none reference.kl_coef=0.1 reference.apply=reward",
+        "loss.updates_per_rollout=0",
+    ),
+    "Known to be zero or wrong": (
+        "reference.kl_coef=0.1 reference.estimator=k1",
+        "reference.kl_coef=0.1 reference.apply=reward reference.estimator=k3",
+        f"{SERVER} rollout.temperature=0.7",
+        "rollout.temperature=0",
+        "opd.apply=before_normalization",
+        "opd.in_returns=true",
+        "estimator=reinforce_plus_plus opd.in_returns=true",
+        "opd.clip=0",
+        "opd.trust_alpha=0",
+        "opd.weights.kind=first_fraction opd.weights.fraction=0",
+        "opd.weights.kind=importance opd.weights.gamma=-1",
+        "opd.log_prob_top_k=-1",
+        "opd.schedule.kind=target_kl opd.schedule.target=0",
+        "opd.schedule.kind=linear opd.schedule.final=-1",
+        "estimator.aggregation_tokens=100",
+        "estimator=ppo estimator.gamma=1.5",
+        "estimator=ppo estimator.value_loss.clip=0",
+        "critic.load=MODEL",
+        "estimator.loss.eps_low=2",
+        "estimator.loss.dual_clip=1",
+        "estimator=sapo estimator.loss.tau_pos=0",
+        "loss.correction=tis loss.correction_low=3",
+    ),
+    "Filters": (
+        "estimator=none rollout.filter.zero_std=drop",
+        "rollout.samples_per_prompt=1 rollout.filter.zero_std=replace",
+        "reward=none rollout.filter.zero_std=drop",
+    ),
+    "Teachers": (
+        OWN,
+        "use_opd=true",
+        f"{OWN} opd=megatron",
+        f"{SERVER} teacher.load=MODEL",
+        "opd=off teacher.load=MODEL",
+        "opd=sglang",
+        f"{OWN} opd=sglang teacher=sglang_managed teacher.url=http://host:30000",
+        "opd=megatron teacher=sglang_external teacher.url=http://host:30000",
+        "teacher=swap +model@teacher.model=base",
+        "teacher=dedicated",
+        "teacher=dedicated cluster=ray teacher.tensor_parallel=2",
+        "teacher=dedicated cluster=ray teacher.pack=true teacher.max_tokens_per_device=0",
+        "+teacher@teachers.maths=dedicated teachers.maths.load=demo:teacher cluster=ray",
+    ),
+    "Data, rewards, checkpoints": (
+        "data.path=null",
+        "data=mixture data.path=null",
+        "eval.datasets.heldout.path=null",
+        "model.load=null",
+        "demo=null data.path=x.jsonl model.load=MODEL opd=off",
+        "teacher.load=EMPTY",
+        "model.load=no/such/folder",
+        "reward=custom",
+        "reward=custom reward.path=math:no_such_function",
+        "reward=remote",
+        "reward=composite",
+        "reward=length reward.free_tokens=100 reward.max_tokens=50",
+        "reward=format \"reward.pattern='('\"",
+        "reward=math reward.num_workers=0",
+        "reward.timeout_s=0",
+        "experiment=null task=convert",
+        "experiment=null task=convert task.source=MODEL task.target=EMPTY model.load=MODEL",
+        "experiment=null task=summarize",
+        "experiment=null task=summarize task.sweep_dir=EMPTY",
+    ),
+    "Parallel layouts": (
+        "megatron.tensor_parallel=2",
+        "cluster=ray megatron.tensor_parallel=3",
+        f"{OWN} opd=off cluster=ray cluster.num_workers=8 megatron.tensor_parallel=8",
+        "cluster=ray megatron.sequence_parallel=true",
+        "model.architecture.experts.count=4",
+    ),
+    "Numbers out of range": (
+        "steps=-1 rollout.prompts_per_step=0 checkpoint.keep=0",
+        "rollout.top_p=0",
+    ),
+    "Command lines": (
+        "opd.kl_coeff=0.5",
+        "opd=megatrom",
+        "opd.kl_coef=strong",
+        "opd.kl_coef=0.5,1.0",
+        "use_opd=false opd_type=megatron",
+        "output_dir=RUN",
+    ),
+}
+"""Command lines by topic. A new rule gets an example here; `tests/cli/test_refusals.py` says which rule has none."""
+
+
+@contextlib.contextmanager
+def scene() -> Iterator[None]:
+    """A working directory with what the examples name."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        for folder in ("MODEL", "EMPTY", "RUN"):
+            Path(folder).mkdir()
+        Path("MODEL/config.json").write_text(json.dumps(MODEL))
+        Path("EMPTY/notes.txt").write_text("no model")
+        Path("RUN/run.json").write_text(json.dumps({"config_hash": "another", "status": "running"}))
+        yield
+
+
+def refused(compose: Composer, example: str) -> list[Problem]:
+    """The problems of a command line; none when it is accepted."""
+    expanded = expand(shlex.split(example))
+    try:
+        plan(compose, read(expanded.argv, compose.source.directory), expanded)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def render(compose: Composer) -> str:
+    """The text of docs/refusals.md."""
+    lines = [HEAD]
+    with scene():
+        for topic, examples in EXAMPLES.items():
+            lines += [f"## {topic}", ""]
+            for example in examples:
+                lines += [f"`{example}`", "", *(f"> {problem}\n" for problem in refused(compose, example))]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def main() -> None:
+    """Writes it."""
+    with composer(Source(ROOT / "conf")) as compose:
+        DOCUMENT.write_text(render(compose))
+
+
+if __name__ == "__main__":
+    main()
