@@ -19,6 +19,7 @@ from opd_trainer.protocols import RolloutEngine
 from opd_trainer.requests import requests_for
 from opd_trainer.rollout.config import FilterConfig, ZeroStd
 from opd_trainer.rollout.filter import groups_of, has_contrast, without_truncated
+from opd_trainer.teacher.masked import masked_fractions
 from opd_trainer.tracking.tracker import StepLog
 from opd_trainer.types import Finish, Request, Sample, Sampling, TokenBatch
 
@@ -117,6 +118,7 @@ class OnPolicyExperience:
     samples_per_prompt: int
     seed: int
     filter: FilterConfig = field(default_factory=FilterConfig)
+    has_teacher: bool = False
 
     async def next(self, step: int, log: StepLog) -> TokenBatch | None:
         """Generates and judges the samples of `step`; None where its filters leave nothing to learn from.
@@ -132,9 +134,12 @@ class OnPolicyExperience:
             raise DataError(f"step {step} ended without a single usable sample: all {drawn.dropped} were dropped")
         log.add(describe(drawn.samples, drawn.dropped))
         log.samples(drawn.samples)
-        batch = self._batch([sample for group in drawn.kept for sample in group])
+        kept = [sample for group in drawn.kept for sample in group]
+        batch = self._batch(kept)
         if batch is None:
             logger.warning("step %d is skipped: its filters left nothing to learn from", step + 1)
+        elif self.has_teacher:
+            log.add(masked_fractions(kept, batch))
         if self.filter.used:
             log.add(self._filtered(drawn, batch))
         return batch

@@ -25,8 +25,8 @@ def valid_tokens(teacher: Float[Tensor, " T"], mask: Bool[Tensor, " T"]) -> Bool
 def opd_metrics(
     student: Float[Tensor, " T"], teacher: Float[Tensor, " T"], mask: Bool[Tensor, " T"], batch: TokenBatch
 ) -> Metrics:
-    """opd/reverse_kl (mean, nats per token), its 95th percentile, k3, log-probs, KL by decile of the response, EOS gap,
-    and the fraction of unmasked tokens without a teacher log-prob.
+    """opd/reverse_kl (mean, nats per token), its 95th percentile, k3, log-probs, KL by decile of the response, EOS gap;
+    nothing where no token is valid.
 
     Args:
         student: [T] live student log-probs.
@@ -36,7 +36,7 @@ def opd_metrics(
     """
     valid = valid_tokens(teacher, mask)
     reverse_kl = torch.where(valid, student - teacher, 0.0)
-    metrics = Metrics().mean("opd/masked_fraction", (~valid).float(), mask)
+    metrics = Metrics()
     if not bool(valid.any()):
         return metrics
     count = int(valid.sum())

@@ -65,6 +65,7 @@ async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
                 samples_per_prompt=config.rollout.samples_per_prompt,
                 seed=config.seed,
                 filter=config.rollout.filter,
+                has_teacher=config.opd.on,
             ),
             objective=build_objective(config),
             learner=learner,

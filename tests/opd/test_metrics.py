@@ -22,7 +22,6 @@ def test_golden() -> None:
             "opd/k3": 0.6963865,
             "opd/student_log_prob": -1.25,
             "opd/teacher_log_prob": -2.5,
-            "opd/masked_fraction": 0.2,
             "opd/kl_by_position/0": 1.0,
             "opd/kl_by_position/3": 0.0,
             "opd/kl_by_position/5": 1.0,
@@ -32,10 +31,10 @@ def test_golden() -> None:
     )
 
 
-def test_without_a_teacher_only_the_masked_fraction_is_known() -> None:
+def test_without_a_teacher_nothing_is_known() -> None:
     batch = batch_of([[1, 1]], prompt_tokens=0)
     unknown = torch.full((2,), NAN)
-    assert opd_metrics(torch.zeros(2), unknown, batch.mask, batch).values() == {"opd/masked_fraction": 1.0}
+    assert opd_metrics(torch.zeros(2), unknown, batch.mask, batch).values() == {}
 
 
 def test_percentile_is_the_nearest_rank() -> None:

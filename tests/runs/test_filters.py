@@ -26,6 +26,8 @@ def test_groups_are_replaced_and_truncated_responses_masked(small: Path) -> None
         asked = 4 + line["rollout/filtered/extra_prompts"]
         assert line["rollout/filtered/zero_std_groups"] == asked - (4 - line["rollout/filtered/missing_groups"])
         assert line["rollout/skipped_steps"] or line["train/loss"] is not None
+        if not line["rollout/skipped_steps"]:
+            assert line["opd/masked_fraction"] == line.get("opd/masked_fraction/mask", 0.0)
     assert sum(line["rollout/filtered/truncated"] for line in lines) > 0
 
 
