@@ -9,12 +9,12 @@ Layout of the directory, after Megatron-LM's conventions so that any of ours can
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from opd_trainer.errors import CheckpointError
+from opd_trainer.errors import CheckpointError, Interrupted
 from opd_trainer.files import publish, unwritable, write_atomically
 
 LATEST = "latest_checkpointed_iteration.txt"
@@ -91,6 +91,7 @@ class Checkpoints:
         total_steps: steps of the whole run.
         background: whether training goes on while a checkpoint is written. It is complete, and counts, from the step
             after the last file is written; the next one, and the end of the run, wait for it.
+        asked_to_stop: whether the run shall save after the step that is under way, and end.
         finished: steps that are done; set by `restore`.
     """
 
@@ -99,6 +100,7 @@ class Checkpoints:
     keep: int
     total_steps: int
     background: bool = False
+    asked_to_stop: Callable[[], bool] = lambda: False
     finished: int = field(default=0)
     _writing: int | None = field(default=None, init=False)
 
@@ -130,16 +132,23 @@ class Checkpoints:
 
         Raises:
             CheckpointError: it cannot be written; the disk is full, for one.
+            Interrupted: it is written, and the run shall end.
         """
         finished = step + 1
-        due = self.is_last(step) or (self.every > 0 and finished % self.every == 0)
+        stopping = not self.is_last(step) and self.asked_to_stop()
+        due = stopping or self.is_last(step) or (self.every > 0 and finished % self.every == 0)
         try:
             await self._complete(run, wait=due)
             if due:
                 await self._write(finished, run)
-                await self._complete(run, wait=not self.background or self.is_last(step))
+                await self._complete(run, wait=stopping or not self.background or self.is_last(step))
         except OSError as error:
             raise unwritable(self.directory, error) from error
+        if stopping:
+            raise Interrupted(
+                f"asked to stop: saved after step {finished} of {self.total_steps} in {self.directory}; "
+                "the same command with resume=auto goes on from there"
+            )
 
     async def _complete(self, run: Resumable, *, wait: bool) -> None:
         """Gives the checkpoint that is being written its name, if it is written or `wait` is set."""

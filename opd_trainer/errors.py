@@ -24,12 +24,15 @@ class OpdError(Exception):
     """Root of every error that this package raises on purpose."""
 
     exit_code = 1
+    explains_itself = False
+    """Whether the message says all, so that `launch.py` prints no traceback."""
 
 
 class UserError(OpdError):
     """An error that the user can fix; printed without a traceback."""
 
     exit_code = 2
+    explains_itself = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +103,6 @@ class WorkerError(OpdError):
     """A worker process died, hung or raised."""
 
 
-class TeacherError(OpdError):
-    """The teacher failed more often than allowed."""
-
 class WorkerDied(WorkerError):
     """A worker process died or hung: its machine or its memory, not its code."""
 
@@ -118,6 +118,9 @@ class JobFailed(OpdError):
 
     explains_itself = True
 
+
+class TeacherError(OpdError):
+    """The teacher failed more often than allowed."""
 
 
 class TrainingDiverged(OpdError):

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model", "objective"),
     ("estimator", "opd"),
     ("loss", "divergence"),
-    ("protocols", "metrics", "files", "requests", "collation", "interruption"),
+    ("protocols", "metrics", "files", "requests", "collation", "sample_state", "interruption"),
     ("updates",),
     ("types",),
     ("jagged", "vocabulary"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from opd_trainer.cluster.config import RayCluster
+from opd_trainer.cluster.config import RayCluster, SlurmCluster
 from opd_trainer.cluster.inprocess import InProcessGroup
 from opd_trainer.config import Config
 from opd_trainer.megatron.scoring_worker import ScoringSpec
@@ -45,7 +45,10 @@ class Workers:
         from opd_trainer.cluster.ray import RayGroup, RaySession
 
         if self._session is None:
-            self._session = RaySession(cluster.address, cluster.num_cpus)
+            on_slurm = isinstance(cluster, SlurmCluster)
+            # In a SLURM job RAY_ADDRESS names the Ray that its tasks form.
+            waiting = {"nodes": cluster.nodes, "timeout_s": cluster.start_timeout_s} if on_slurm else {}
+            self._session = RaySession(cluster.address, cluster.num_cpus, **waiting)
         gpus = cluster.gpus_per_worker
         return RayGroup(
             self._session,

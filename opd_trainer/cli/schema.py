@@ -5,7 +5,7 @@ A new option is a dataclass named here and a YAML file of a few lines; `tests/te
 
 from hydra.core.config_store import ConfigStore
 
-from opd_trainer.cluster.config import InProcessCluster, RayCluster
+from opd_trainer.cluster.config import InProcessCluster, RayCluster, SlurmCluster
 from opd_trainer.config import Config
 from opd_trainer.data.config import DataConfig, MixtureData
 from opd_trainer.demo.config import DemoConfig
@@ -33,6 +33,7 @@ from opd_trainer.reward.config import (
     RemoteReward,
 )
 from opd_trainer.rollout.config import EmbeddedRollout, SglangRollout
+from opd_trainer.slurm.config import SlurmQueue
 from opd_trainer.task.config import ConvertTask, EvaluateTask, PreflightTask, SftTask, SummarizeTask, TrainTask
 from opd_trainer.teacher.config import (
     DedicatedTeacher,
@@ -88,7 +89,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "custom": CustomReward,
     },
     "rollout": {"embedded": EmbeddedRollout, "sglang": SglangRollout},
-    "cluster": {"inprocess": InProcessCluster, "ray": RayCluster},
+    "cluster": {"inprocess": InProcessCluster, "ray": RayCluster, "slurm": SlurmCluster},
     "eval": {"base": EvalConfig},
     "tracking": {"base": TrackingConfig},
     "demo": {"arithmetic": DemoConfig},
@@ -99,6 +100,7 @@ def register() -> None:
     """Tells Hydra about every schema. Safe to call twice."""
     store = ConfigStore.instance()
     store.store(group="schema", name="root", node=Config)
+    store.store(group="hydra/launcher", name="schema_slurm", node=SlurmQueue)
     for group, schemas in SCHEMAS.items():
         for name, node in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=node)

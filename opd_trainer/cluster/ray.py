@@ -10,7 +10,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +21,7 @@ import ray
 from ray import exceptions
 
 from opd_trainer.cluster.rendezvous import free_port
-from opd_trainer.errors import OpdError, PreflightError, WorkerError
+from opd_trainer.errors import OpdError, PreflightError, WorkerDied, WorkerError
 
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Object store of a Ray that we start: batches and weight buckets pass through it one at a time."""
@@ -40,12 +42,17 @@ class RaySession:
     Several worker groups share a session; the local Ray starts with the first and ends with the last of them.
 
     Args:
-        address: cluster to join; None starts a local one.
+        address: cluster to join; None joins that of the environment variable RAY_ADDRESS, or starts a local one.
         num_cpus: logical CPUs of a local one; None means those of the machine.
+        nodes: of a cluster that is just starting, with its head on this node; None where it is complete.
+        timeout_s: limit on waiting for them.
     """
 
-    def __init__(self, address: str | None, num_cpus: int | None) -> None:
-        self._address, self._num_cpus = address, num_cpus
+    def __init__(
+        self, address: str | None, num_cpus: int | None, *, nodes: int | None = None, timeout_s: float = 0.0
+    ) -> None:
+        self._address, self._num_cpus = address or os.environ.get("RAY_ADDRESS"), num_cpus
+        self._nodes, self._timeout_s = nodes, timeout_s
         self._users = 0
         self._temp_dir: str | None = None
 
@@ -58,10 +65,16 @@ class RaySession:
         if self._users == 0:
             if ray.is_initialized():
                 raise PreflightError("Ray is already initialised in this process: call ray.shutdown() before the run")
-            if self._address is None:
-                self._start_local()
-            else:
-                self._join(self._address)
+            # Ray takes the signal for itself, and ends the process without order.
+            handler = signal.getsignal(signal.SIGTERM)
+            try:
+                if self._address is None:
+                    self._start_local()
+                else:
+                    self._join(self._address)
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, handler)
         self._users += 1
 
     def release(self) -> None:
@@ -96,15 +109,27 @@ class RaySession:
             self.release()
             raise
 
-    @staticmethod
-    def _join(address: str) -> None:
-        try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except ConnectionError as error:
-            raise PreflightError(
-                f"cluster.address: no Ray cluster answers at {address}: {error}. "
-                "Start one with `ray start --head`, or set cluster.address=null to let us start it."
-            ) from error
+    def _join(self, address: str) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        # A machine may have several addresses, and Ray looks for itself at one of them.
+        here = None if self._nodes is None else address.rpartition(":")[0]
+        while True:
+            try:
+                ray.init(address=address, log_to_driver=False, configure_logging=False, _node_ip_address=here)
+                break
+            except ConnectionError as error:
+                # That of a job which is just starting may not answer yet.
+                if time.monotonic() >= deadline:
+                    raise PreflightError(
+                        f"cluster.address: no Ray cluster answers at {address}: {error}. Start one with "
+                        "`ray start --head`, or set cluster.address=null (and unset RAY_ADDRESS) to let us start it."
+                    ) from error
+                time.sleep(1.0)
+        while (alive := sum(node["Alive"] for node in ray.nodes())) < (self._nodes or 1):
+            if time.monotonic() > deadline:
+                ray.shutdown()
+                raise WorkerDied(f"{alive} of {self._nodes} nodes have joined Ray within {self._timeout_s:g} s")
+            time.sleep(0.2)
 
 
 class _Host:
@@ -242,7 +267,7 @@ class RayGroup:
             return list(await asyncio.wait_for(asyncio.gather(*refs), self._timeout_s))
         except TimeoutError as error:
             self._broken = True
-            raise WorkerError(f"{self._name}: no answer to {method} within {self._timeout_s:g} s") from error
+            raise WorkerDied(f"{self._name}: no answer to {method} within {self._timeout_s:g} s") from error
         except exceptions.RayTaskError as error:
             self._broken = True
             if isinstance(error.cause, OpdError):
@@ -250,4 +275,4 @@ class RayGroup:
             raise WorkerError(f"{self._name}: a worker failed in {method}: {error}") from error
         except exceptions.RayError as error:
             self._broken = True
-            raise WorkerError(f"{self._name}: a worker died in {method}: {error}") from error
+            raise WorkerDied(f"{self._name}: a worker died in {method}: {error}") from error

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from opd_trainer.build.data import load_data
+from opd_trainer.build.data import Prompts, load_data
 from opd_trainer.build.teachers import build_server_teachers, teachers_of
-from opd_trainer.build.vocabulary import vocabulary_of
+from opd_trainer.build.vocabulary import Vocabulary, vocabulary_of
 from opd_trainer.config import Config
 from opd_trainer.memory.capacity import Capacity, measured, stated
 from opd_trainer.memory.fit import refuse
@@ -25,12 +25,9 @@ async def preflight(config: Config, output_dir: Path) -> None:
         UserError: something would keep the run from starting, or its memory is not enough.
     """
     assert isinstance(config.task, PreflightTask)
-    vocabulary = vocabulary_of(config.model)
-    prompts = load_data(config, vocabulary)
-    if config.opd.type is OpdType.megatron:
-        for name, teacher in teachers_of(config).items():
-            checked_teacher(name, teacher, config.model)
-    elif all(isinstance(teacher, SglangExternalTeacher) for teacher in teachers_of(config).values()):
+    vocabulary, prompts = inputs_of(config)
+    external = all(isinstance(teacher, SglangExternalTeacher) for teacher in teachers_of(config).values())
+    if config.opd.type is not OpdType.megatron and external:
         for server in build_server_teachers(config, prompts, output_dir).values():
             try:
                 await server.start()
@@ -43,8 +40,35 @@ async def preflight(config: Config, output_dir: Path) -> None:
     print(short(planned, capacity))
     if config.task.check_memory:
         refuse(job, capacity, device_share=device_share(config))
-    counts = ", ".join(f"{len(one.prompts)} of {one.name}" for one in (*prompts.training, *prompts.held_out))
-    print(f"ready: prompts {counts}; models, teachers and layout fit")
+    print(f"ready: {counted(prompts)}; models, teachers and layout fit")
+
+
+def inputs_of(config: Config) -> tuple[Vocabulary, Prompts]:
+    """Tokenizer and prompts, after a look at the shapes of Megatron teachers.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    vocabulary = vocabulary_of(config.model)
+    prompts = load_data(config, vocabulary)
+    if config.opd.type is OpdType.megatron:
+        for name, teacher in teachers_of(config).items():
+            checked_teacher(name, teacher, config.model)
+    return vocabulary, prompts
+
+
+def check_inputs(config: Config) -> str:
+    """The part of a preflight that needs neither a GPU nor a server; says what there is.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    return counted(inputs_of(config)[1])
+
+
+def counted(prompts: Prompts) -> str:
+    """How many there are."""
+    return "prompts " + ", ".join(f"{len(one.prompts)} of {one.name}" for one in (*prompts.training, *prompts.held_out))
 
 
 def capacity_of(task: PreflightTask) -> Capacity:

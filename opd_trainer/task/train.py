@@ -1,6 +1,7 @@
 """`task=train`: on-policy distillation."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from opd_trainer.build.data import load_data
@@ -9,11 +10,14 @@ from opd_trainer.build.rollout import build_engine, build_teacher_engine, evalua
 from opd_trainer.build.teachers import DEFAULT_TEACHER, build_dedicated_teachers, build_server_teachers
 from opd_trainer.build.vocabulary import vocabulary_of
 from opd_trainer.build.workers import Workers
+from opd_trainer.cluster.config import RayCluster, SlurmCluster
 from opd_trainer.config import Config
 from opd_trainer.controller import Controller
+from opd_trainer.errors import WorkerDied
 from opd_trainer.eval.evaluator import Evaluator
 from opd_trainer.evaluation import ReverseKlProbe, RunEvaluation
 from opd_trainer.experience import OnPolicyExperience
+from opd_trainer.interruption import interruptible
 from opd_trainer.memory.start import announce
 from opd_trainer.opd.config import OpdType
 from opd_trainer.reward.pool import RewardPool
@@ -23,7 +27,27 @@ from opd_trainer.types import WeightStream
 
 
 async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
-    """Distils until the last step, from the newest checkpoint in `output_dir` if there is one."""
+    """Distils until the last step, from the newest checkpoint in `output_dir` if there is one.
+
+    Raises:
+        Interrupted: the run was asked to stop, and saved.
+        WorkerDied: more often than the cluster's `max_restarts`.
+    """
+    cluster = config.cluster
+    restarts = cluster.max_restarts if isinstance(cluster, RayCluster) else 0
+    with interruptible(cluster.grace_s if isinstance(cluster, SlurmCluster) else None) as asked_to_stop:
+        for attempt in range(1, restarts + 1):
+            try:
+                await _train(config, output_dir, tracker, asked_to_stop)
+            except WorkerDied as error:
+                print(f"{error}\nrestart {attempt} of {restarts}, from the newest checkpoint", flush=True)
+            else:
+                return
+        await _train(config, output_dir, tracker, asked_to_stop)
+
+
+async def _train(config: Config, output_dir: Path, tracker: Tracker, asked_to_stop: Callable[[], bool]) -> None:
+    """One attempt."""
     vocabulary = vocabulary_of(config.model)
     announce(config, vocabulary)
     prompts = load_data(config, vocabulary)
@@ -72,7 +96,7 @@ async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
             engine=engine,
             evaluate=evaluation,
             tracker=tracker,
-            checkpoint=checkpoints_of(config, output_dir),
+            checkpoint=checkpoints_of(config, output_dir, asked_to_stop),
         )
         finished = await controller.checkpoint.restore(controller)
         tracker.truncate_after(finished - 1)

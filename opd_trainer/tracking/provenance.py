@@ -1,5 +1,6 @@
 """Which code a run ran: commit and versions."""
 
+import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,8 @@ PACKAGES = (
     "hydra-core",
     "numpy",
 )
+FROZEN_GIT = "git.json"
+"""Beside a copy of the package that was made for a job: what git said where it was copied."""
 
 
 def package_versions() -> dict[str, str]:
@@ -32,7 +35,13 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state(file: Path = Path(__file__)) -> dict[str, Any] | None:
-    """`{"commit": sha, "dirty": bool}` of the checkout that tracks `file`; None when there is none (or no git)."""
+    """`{"commit": sha, "dirty": bool}` of the checkout that tracks `file`; None when there is none (or no git).
+
+    A copy that was made for a job has that of its original.
+    """
+    frozen = Path(__file__).parents[2] / FROZEN_GIT
+    if file == Path(__file__) and frozen.is_file():
+        return json.loads(frozen.read_text(encoding="utf-8"))
     try:
         _git(file, "ls-files", "--error-unmatch", file.name)
         commit = _git(file, "rev-parse", "HEAD")
