@@ -104,6 +104,10 @@ def changes(job: Job, capacity: Capacity) -> Iterator[Change]:
     replicas = job.workers // (layout.tensor_parallel * layout.pipeline_parallel)
     if job.trains and replicas > 1 and not layout.distributed_optimizer:
         yield _layout(job, "distributed_optimizer", True, "exchanges weights after a step")
+    if job.trains and job.saves_behind:
+        yield Change(
+            "checkpoint.async_save=false", "waits for checkpoints", dataclasses.replace(job, saves_behind=False)
+        )
     if job.engine is not None:
         yield from _smaller_cache(job)
     now = micro_batch_tokens(layout, job.longest, job.step_tokens, job.workers)

@@ -101,6 +101,7 @@ class Job:
         step_tokens: of all sequences of an optimizer step.
         bucket_bytes: largest bucket of a weight sync.
         shares_process: whether engine and student are in one process.
+        saves_behind: whether checkpoints are written from a copy while the run goes on.
     """
 
     student: Part
@@ -116,6 +117,7 @@ class Job:
     step_tokens: int
     bucket_bytes: int
     shares_process: bool
+    saves_behind: bool
 
 
 def job_of(config: Config, vocabulary: Vocabulary) -> Job:
@@ -152,6 +154,7 @@ def job_of(config: Config, vocabulary: Vocabulary) -> Job:
         step_tokens=tokens,
         bucket_bytes=rollout.bucket_bytes,
         shares_process=not on_ray,
+        saves_behind=config.checkpoint.async_save,
     )
 
 

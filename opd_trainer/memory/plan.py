@@ -146,7 +146,7 @@ def _training(job: Job, stage: int, *, gpu: bool) -> Iterator[Item]:
         size = sizes[name]
         weights = size.total * BYTES[part.dtype]
         state = optimizer_bytes(size, part.dtype, layout, job.workers)
-        states = max(states, weights + state)
+        states = states + weights + state if job.saves_behind else max(states, weights + state)
         yield Item(f"{name}: weights", ALL, weights)
         if job.trains:
             yield Item(f"{name}: gradients", ALL, gradient_bytes(size))
@@ -165,7 +165,9 @@ def _training(job: Job, stage: int, *, gpu: bool) -> Iterator[Item]:
     yield Item("activations, logits (estimate)", frozenset({Phase.score}), passing)
     whole = max(_largest_whole(job.student), min(job.bucket_bytes, _whole(job.student)))
     yield Item("weights on their way", frozenset({Phase.sync}), whole, whole if gpu else 0)
-    if job.trains:
+    if job.trains and job.saves_behind:
+        yield Item("copy that is written", AFTER_LOAD, 0, states)
+    elif job.trains:
         yield Item("what is written", frozenset({Phase.save}), 0, states if gpu else 0)
     if job.engine is not None and job.shares_process:
         yield from _engine(job.engine, job.student, job.longest, "engine")

@@ -48,6 +48,7 @@ def job(placement: Placement = Placement.resident, **changes) -> Job:
         "step_tokens": 128 * 2048,
         "bucket_bytes": 2**28,
         "shares_process": True,
+        "saves_behind": False,
     }
     return Job(**values | changes)
 
@@ -137,6 +138,17 @@ def test_an_8b_job_on_80_gib_is_sent_to_more_gpus():
     found = cheapest(job(), stated(80, None))
     assert "megatron.tensor_parallel" in " ".join(change.override for change in found)
     assert not shortages(plan(found[-1].job, gpu=True), stated(80, None))
+
+
+def test_a_save_in_the_background_holds_a_copy_all_the_time():
+    behind = plan(job(saves_behind=True), gpu=True)
+    copied = item(behind, "copy that is written")
+    kept = (item(behind, f"student: {what}").device for what in ("weights", "optimizer, main parameters"))
+    assert copied.host == sum(kept)
+    assert Phase.update in copied.phases
+    room = Capacity(1000 * GIB, plan(job(), gpu=True).host(Phase.save), "")
+    (change,) = cheapest(job(saves_behind=True), room)
+    assert change.override == "checkpoint.async_save=false"
 
 
 def test_nothing_helps_a_machine_that_is_far_too_small():

@@ -196,6 +196,38 @@ def test_every_placement_gives_the_same_scores(placement: str, folders: Any, exp
     close(placement, scores(placement, folders["student"], folders["teacher"]), expected["teacher"])
 
 
+DEDICATED_LAYOUTS = ({"tensor_parallel": 2}, {"pipeline_parallel": 2}, {"context_parallel": 2}, {})
+
+
+def dedicated_rank(rank: int, world_size: int, rendezvous: str, student: Path, teacher: Path) -> bytes:
+    """Log-probs of the response tokens by a teacher with two workers, in each layout."""
+    found = []
+    for number, layout in enumerate(DEDICATED_LAYOUTS):
+        checked = checked_teacher(
+            "default", placements.DedicatedTeacher(load=str(teacher)), ModelConfig(load=str(student))
+        )
+        megatron = training.spec(student, **layout).megatron
+        scoring = Scoring(TEMPERATURE, megatron.log_prob_chunk_tokens)
+        spec = ScoringSpec(model=checked.settings, megatron=megatron, scoring=scoring, seed=0)
+        worker = spec.make_worker(rank, world_size, f"{rendezvous}{number}")
+        worker.start()
+        try:
+            (scored,) = worker.score([batch_of()])
+            found.append((worker.place().reports, scored[batch_of().mask]))
+        finally:
+            worker.close()
+    return pickle.dumps(found)
+
+
+def test_a_dedicated_teacher_may_have_a_layout_of_its_own(folders: Any, expected: Any) -> None:
+    ranks = [pickle.loads(result) for result in run_gloo(dedicated_rank, 2, folders["student"], folders["teacher"])]
+    for layout, *both in zip(DEDICATED_LAYOUTS, *ranks, strict=True):
+        reported = [scored for reports, scored in both if reports]
+        assert len(reported) == (1 if layout else 2)
+        for scored in reported:
+            close(f"dedicated, {layout or 'data parallel'}", scored, expected["teacher"])
+
+
 @pytest.mark.parametrize("placement", [name for name in ALL if name != "swap"])
 def test_a_teacher_may_have_an_architecture_of_its_own(placement: str, folders: Any, expected: Any) -> None:
     close(placement, scores(placement, folders["student"], folders["other"], own_model=True), expected["other"])
