@@ -97,6 +97,7 @@ class Drawn:
         kept: groups to learn from.
         left_out: groups without contrast.
         dropped: samples that the engine gave up on, or without reward.
+        judges: what the judges have to tell.
     """
 
     asked: int = 0
@@ -104,6 +105,7 @@ class Drawn:
     kept: list[list[Sample]] = field(default_factory=list)
     left_out: int = 0
     dropped: int = 0
+    judges: Metrics = field(default_factory=Metrics)
 
 
 @dataclass(slots=True)
@@ -127,15 +129,19 @@ class OnPolicyExperience:
             DataError: every sample was dropped: the engine gave up on it, or it has no reward.
         """
         with log.time("rollout"):
-            drawn = await self._draw(step)
-        for judge in self.judges:
-            log.add(judge.metrics())
+            drawn = await self.draw(step)
+        return self.batch(drawn, step, log)
+
+    def batch(self, drawn: Drawn, step: int, log: StepLog) -> TokenBatch | None:
+        """What `step` learns from, of what was drawn; see `next`."""
+        log.add(drawn.judges)
         if not drawn.samples:
             raise DataError(f"step {step} ended without a single usable sample: all {drawn.dropped} were dropped")
         log.add(describe(drawn.samples, drawn.dropped))
+        log.add(Metrics().put("rollout/staleness", step - sum(s.version for s in drawn.samples) / len(drawn.samples)))
         log.samples(drawn.samples)
         kept = [sample for group in drawn.kept for sample in group]
-        batch = self._batch(kept)
+        batch = self._collated(kept)
         if batch is None:
             logger.warning("step %d is skipped: its filters left nothing to learn from", step + 1)
         elif self.has_teacher:
@@ -144,8 +150,8 @@ class OnPolicyExperience:
             log.add(self._filtered(drawn, batch))
         return batch
 
-    async def _draw(self, step: int) -> Drawn:
-        """Rounds of generation until there are enough groups to learn from, or no further round is allowed."""
+    async def draw(self, step: int) -> Drawn:
+        """Rounds of generation for `step` until there are enough groups, or no further round is allowed."""
         drawn, seen = Drawn(), set[str]()
         for _ in range(self.filter.rounds):
             missing = self.prompts_per_step - len(drawn.kept)
@@ -163,6 +169,8 @@ class OnPolicyExperience:
             drawn.kept += kept
             drawn.left_out += len(groups) - len(kept)
             drawn.dropped += len(requests) - len(samples)
+        for judge in self.judges:
+            drawn.judges.update(judge.metrics())
         return drawn
 
     async def _judged_samples(self, requests: Sequence[Request]) -> list[Sample]:
@@ -175,7 +183,7 @@ class OnPolicyExperience:
         samples = sorted(await asyncio.gather(*judging), key=lambda s: order[s.prompt.id, s.index])
         return [s for s in samples if s.reward == s.reward and s.finish is not Finish.abort]
 
-    def _batch(self, samples: Sequence[Sample]) -> TokenBatch | None:
+    def _collated(self, samples: Sequence[Sample]) -> TokenBatch | None:
         """The samples as a batch; None where no token of them is to be learned from."""
         if not samples:
             return None

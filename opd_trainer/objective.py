@@ -100,7 +100,7 @@ class ObjectiveLoss:
         log_probs, old = self._live_and_old(live.log_probs, batch)
         advantage = self.advantage(live.log_probs.detach(), batch)
         policy = self.policy(log_probs, old, advantage, batch)
-        if self.options.correction is not Correction.none:
+        if self.options.correction not in (None, Correction.none):
             rollout = torch.where(mask, batch.rollout.log_probs, 0.0)
             policy = policy * correction_weight(self.options, old, rollout)
         bonus = self.options.entropy_coef

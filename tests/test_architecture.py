@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("build", "sweep"),
     ("controller", "supervised", "evaluation", "run_record"),
     ("config",),
+    ("prefetch",),
     ("experience", "checkpoint"),
     ("eval",),
     ("data", "reward", "rollout", "teacher", "tracking"),

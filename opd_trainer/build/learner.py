@@ -11,6 +11,7 @@ from opd_trainer.build.workers import Workers
 from opd_trainer.checkpoint import Checkpoints
 from opd_trainer.config import Config
 from opd_trainer.errors import ConfigError, Problem
+from opd_trainer.loss.config import Correction
 from opd_trainer.megatron.config import Placement
 from opd_trainer.megatron.learner import MegatronLearner
 from opd_trainer.megatron.source import config_folder
@@ -20,6 +21,7 @@ from opd_trainer.model.folder import load_tokenizer
 from opd_trainer.model.identity import differing_ids
 from opd_trainer.objective import Objective
 from opd_trainer.opd.config import OpdType
+from opd_trainer.rollout.config import RolloutMode
 from opd_trainer.task.config import TrainTask
 from opd_trainer.teacher.config import DedicatedTeacher
 from opd_trainer.teacher.inline import inline_teacher
@@ -114,13 +116,20 @@ class MakeMegatronWorker:
         return MegatronWorker(self.spec, rank, world_size, rendezvous)
 
 
+def correction_of(config: Config) -> Correction:
+    """What is asked for, or what the age of the samples calls for."""
+    if config.loss.correction is not None:
+        return config.loss.correction
+    return Correction.tis if config.rollout.mode is RolloutMode.one_step_off else Correction.none
+
+
 def build_objective(config: Config) -> Objective:
     """Estimator, OPD term, reference KL and their order."""
     return Objective(
         estimator=config.estimator,
         opd=config.opd,
         reference=config.reference,
-        options=config.loss,
+        options=dataclasses.replace(config.loss, correction=correction_of(config)),
         temperature=config.rollout.temperature,
         max_response_tokens=config.rollout.max_response_tokens,
         total_steps=config.steps,

@@ -10,6 +10,7 @@ from opd_trainer.cluster.inprocess import InProcessGroup
 from opd_trainer.config import Config
 from opd_trainer.megatron.scoring_worker import ScoringSpec
 from opd_trainer.protocols import RolloutEngine, WorkerGroup
+from opd_trainer.rollout.config import RolloutMode
 from opd_trainer.rollout.embedded.engine import EmbeddedEngine
 from opd_trainer.rollout.embedded.worker import EmbeddedSpec
 from opd_trainer.rollout.group import EngineGroup
@@ -22,13 +23,14 @@ class Workers:
 
     def __init__(self, config: Config) -> None:
         self._cluster, self._timeout_s = config.cluster, config.megatron.timeout_s
+        self._overlaps = config.rollout.mode is RolloutMode.one_step_off
         self._session: Any = None
 
     def training(self, make_worker: MakeWorker) -> WorkerGroup:
         """Megatron workers."""
         if isinstance(self._cluster, RayCluster):
             return self._ray(self._cluster, make_worker, "training", self._cluster.num_workers)
-        return InProcessGroup(make_worker)
+        return InProcessGroup(make_worker, own_thread=self._overlaps)
 
     def rollout(self, spec: EmbeddedSpec) -> RolloutEngine:
         """Embedded engines: in this process, or as workers that share the prompts."""

@@ -82,8 +82,9 @@ class LossConfig:
 
     entropy_coef: float = 0.0
     """Coefficient of the entropy bonus; 0 switches it off."""
-    correction: Correction = Correction.none
-    """none, tis or icepop."""
+    correction: Correction | None = None
+    """none, tis or icepop; null means tis for `rollout.mode=one_step_off`, whose samples are of older weights, and
+    none otherwise."""
     correction_low: float = 0.0
     """Lower end of the band of the correction, a ratio (IcePop: 0.5)."""
     correction_high: float = 2.0

@@ -21,7 +21,7 @@ def correction_weight(
     w = torch.exp(old.detach() - rollout)
     low, high = options.correction_low, options.correction_high
     match options.correction:
-        case Correction.none:
+        case None | Correction.none:
             return torch.ones_like(w)
         case Correction.tis:
             return w.clamp(low, high)

@@ -6,6 +6,15 @@ from enum import StrEnum, auto
 from opd_trainer.sglang.config import LaunchConfig
 
 
+class RolloutMode(StrEnum):
+    """When the samples of a step are generated."""
+
+    sync = auto()
+    """Before its update, by the weights that it updates."""
+    one_step_off = auto()
+    """During the update of the step before, by the weights of that step."""
+
+
 class ZeroStd(StrEnum):
     """What becomes of a group whose rewards are all the same, in which no response is better than another."""
 
@@ -62,6 +71,9 @@ class RolloutConfig:
     """Sample from the k likeliest tokens; 0 samples from all."""
     stop_token_ids: list[int] = field(default_factory=list)
     """Tokens that end a response besides the model's own EOS tokens."""
+    mode: RolloutMode = RolloutMode.sync
+    """sync, or one_step_off: samples are generated while the student learns from those of the step before, one version
+    behind it. The memory of both is needed at once where they share a device."""
     filter: FilterConfig = field(default_factory=FilterConfig)
     """Which samples are learned from."""
     bucket_bytes: int = 268435456

@@ -20,7 +20,9 @@ from opd_trainer.experience import OnPolicyExperience
 from opd_trainer.interruption import interruptible
 from opd_trainer.memory.start import announce
 from opd_trainer.opd.config import OpdType
+from opd_trainer.prefetch import OneStepOffExperience, SettledEngine
 from opd_trainer.reward.pool import RewardPool
+from opd_trainer.rollout.config import RolloutMode
 from opd_trainer.tracking.summary import Evaluated
 from opd_trainer.tracking.tracker import Tracker
 from opd_trainer.types import WeightStream
@@ -67,6 +69,21 @@ async def _train(config: Config, output_dir: Path, tracker: Tracker, asked_to_st
             await part.start()
         for server in servers.values():
             await server.preflight()
+        experience = OnPolicyExperience(
+            stream=prompts.stream(),
+            engine=engine,
+            judges=[reward, *teachers],
+            sampling=sampling,
+            prompts_per_step=config.rollout.prompts_per_step,
+            samples_per_prompt=config.rollout.samples_per_prompt,
+            seed=config.seed,
+            filter=config.rollout.filter,
+            has_teacher=config.opd.on,
+        )
+        if config.rollout.mode is RolloutMode.one_step_off:
+            experience = OneStepOffExperience(experience, config.steps, lambda: tracker.time("rollout"))
+            stack.push_async_callback(experience.close)
+            engine = SettledEngine(engine, experience)
         evaluation = RunEvaluation(
             evaluator=Evaluator(
                 config.eval, prompts.held_out, reward, evaluation_sampling(config, vocabulary), config.seed
@@ -80,17 +97,7 @@ async def _train(config: Config, output_dir: Path, tracker: Tracker, asked_to_st
             directory=output_dir,
         )
         controller = Controller(
-            experience=OnPolicyExperience(
-                stream=prompts.stream(),
-                engine=engine,
-                judges=[reward, *teachers],
-                sampling=sampling,
-                prompts_per_step=config.rollout.prompts_per_step,
-                samples_per_prompt=config.rollout.samples_per_prompt,
-                seed=config.seed,
-                filter=config.rollout.filter,
-                has_teacher=config.opd.on,
-            ),
+            experience=experience,
             objective=build_objective(config),
             learner=learner,
             engine=engine,
