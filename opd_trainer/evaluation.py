@@ -37,11 +37,18 @@ class ReverseKlProbe:
     judges: Sequence[Judge]
 
     async def measure(self, engine: RolloutEngine) -> float:
-        """Nats per token."""
+        """Nats per token.
+
+        Raises:
+            TeacherError: more held-out samples than allowed could not be scored.
+        """
         requests = requests_for(self.prompts, 1, self.seed, "reverse_kl")
         order = {(request.prompt.id, request.index): rank for rank, request in enumerate(requests)}
         drawn = [sample async for sample in engine.generate(requests, self.sampling)]
         samples = await judged(self.judges, sorted(drawn, key=lambda s: order[s.prompt.id, s.index]))
+        # What became of held-out samples is not a matter of the training step that comes next.
+        for judge in self.judges:
+            judge.metrics()
         batch = collate(samples, self.sampling.temperature)
         student = await self.learner.score(batch, "student")
         if batch.teacher is None:

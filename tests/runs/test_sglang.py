@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from opd_trainer.opd.overlap import OVERLAP_NAMES
 from tests.runs.runs import column, distil, launch, start, steps, world
 
 FAKE = "opd_trainer.sglang.fake"
@@ -15,17 +16,23 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_server_teacher_gives_the_numbers_of_a_resident_one(small: Path) -> None:
-    assert launch(small, small / "resident", *distil(small), "steps=2") == 0
+    candidates = "opd.log_prob_top_k=4"
+    assert launch(small, small / "resident", *distil(small), candidates, "steps=2") == 0
     served = (
         "opd=sglang",
         "teacher=sglang_managed",
         f"teacher.load={small / 'teacher'}",
         "teacher.check_trained=false",
     )
-    assert launch(small, small / "served", *served, f"teacher.launch.module={FAKE}", "steps=2") == 0
+    assert launch(small, small / "served", *served, f"teacher.launch.module={FAKE}", candidates, "steps=2") == 0
     for metric in ("train/loss", "train/grad_norm", "opd/reverse_kl", "opd/teacher_log_prob"):
         ours, theirs = list(column(small / "resident", metric)), list(column(small / "served", metric))
         assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5), metric
+    # Inline, the teacher's candidates meet the trainer's; from a server, they meet those of the embedded engine.
+    for metric in OVERLAP_NAMES:
+        ours, theirs = list(column(small / "resident", metric)), list(column(small / "served", metric))
+        assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-3), metric
+        assert 0 < ours[0] <= 1
     assert all(line["teacher/failed_fraction"] == 0 for line in steps(small / "served"))
 
 
