@@ -19,6 +19,8 @@ from opd_trainer.task.config import (
     ConvertTask,
     EvaluateTask,
     PreflightTask,
+    ServeTask,
+    ServeTeacherTask,
     SftTask,
     SummarizeTask,
     TaskConfig,
@@ -27,6 +29,7 @@ from opd_trainer.task.config import (
 from opd_trainer.task.convert import convert
 from opd_trainer.task.evaluate import evaluate
 from opd_trainer.task.preflight import preflight
+from opd_trainer.task.serve import serve, serve_teacher
 from opd_trainer.task.sft import sft
 from opd_trainer.task.summarize import summarize
 from opd_trainer.task.train import train
@@ -40,7 +43,13 @@ TASKS: dict[type[TaskConfig], Task] = {TrainTask: train, SftTask: sft, EvaluateT
 
 Tool = Callable[[Config, Path], Coroutine[Any, Any, None]]
 
-TOOLS: dict[type[TaskConfig], Tool] = {ConvertTask: convert, PreflightTask: preflight, SummarizeTask: summarize}
+TOOLS: dict[type[TaskConfig], Tool] = {
+    ConvertTask: convert,
+    PreflightTask: preflight,
+    SummarizeTask: summarize,
+    ServeTeacherTask: serve_teacher,
+    ServeTask: serve,
+}
 """Tasks that measure nothing."""
 
 

@@ -34,7 +34,16 @@ from opd_trainer.reward.config import (
 )
 from opd_trainer.rollout.config import EmbeddedRollout, SglangRollout
 from opd_trainer.slurm.config import SlurmQueue
-from opd_trainer.task.config import ConvertTask, EvaluateTask, PreflightTask, SftTask, SummarizeTask, TrainTask
+from opd_trainer.task.config import (
+    ConvertTask,
+    EvaluateTask,
+    PreflightTask,
+    ServeTask,
+    ServeTeacherTask,
+    SftTask,
+    SummarizeTask,
+    TrainTask,
+)
 from opd_trainer.teacher.config import (
     DedicatedTeacher,
     OffloadTeacher,
@@ -53,6 +62,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "convert": ConvertTask,
         "preflight": PreflightTask,
         "summarize": SummarizeTask,
+        "serve_teacher": ServeTeacherTask,
+        "serve": ServeTask,
     },
     "estimator": {
         "grpo": Grpo,

@@ -2,18 +2,18 @@
 
 A rule sees the configuration and what the user named (the demo's own settings do not count as named). A module of
 `rules` lists its rules by the tasks for which they hold: `ALWAYS` for every task that runs a model, `TRAINING` for
-task=train, `CONVERTING` for task=convert,
-`SUMMARIZING` for task=summarize.
+task=train, `CONVERTING` for task=convert, `SERVING` for task=serve and task=serve_teacher, `SUMMARIZING` for
+task=summarize.
 """
 
 from opd_trainer.cli.named import Named
-from opd_trainer.cli.rules import algorithms, filters, inputs, layouts, ranges, sweeps, teaching
+from opd_trainer.cli.rules import algorithms, filters, inputs, layouts, ranges, serving, sweeps, teaching
 from opd_trainer.cli.rules.common import Rule
 from opd_trainer.config import Config
 from opd_trainer.errors import Problem
-from opd_trainer.task.config import ConvertTask, SummarizeTask, TrainTask
+from opd_trainer.task.config import ConvertTask, ServeTask, ServeTeacherTask, SummarizeTask, TrainTask
 
-ALWAYS: tuple[Rule, ...] = (*inputs.ALWAYS, *layouts.ALWAYS, *ranges.ALWAYS)
+ALWAYS: tuple[Rule, ...] = (*inputs.ALWAYS, *layouts.ALWAYS, *ranges.ALWAYS, *serving.ALWAYS)
 CONVERTING: tuple[Rule, ...] = (*inputs.CONVERTING, *layouts.CONVERTING, *ranges.CONVERTING)
 TRAINING: tuple[Rule, ...] = (*teaching.TRAINING, *algorithms.TRAINING, *filters.TRAINING)
 
@@ -24,6 +24,8 @@ def validate(config: Config, named: Named) -> list[Problem]:
         return [problem for rule in CONVERTING for problem in rule(config, named)]
     if isinstance(config.task, SummarizeTask):
         return [problem for rule in sweeps.SUMMARIZING for problem in rule(config, named)]
+    if isinstance(config.task, ServeTask | ServeTeacherTask):
+        return [problem for rule in serving.SERVING for problem in rule(config, named)]
     training = isinstance(config.task, TrainTask)
     rules = (*TRAINING, *ALWAYS) if training else ALWAYS
     return [problem for rule in rules for problem in rule(config, named)]

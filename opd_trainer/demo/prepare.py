@@ -20,7 +20,8 @@ from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.opd.config import OpdConfig, OpdType
-from opd_trainer.task.config import ConvertTask, SftTask, SummarizeTask, TaskConfig
+from opd_trainer.rollout.config import EmbeddedRollout, RolloutConfig
+from opd_trainer.task.config import ConvertTask, ServeTask, ServeTeacherTask, SftTask, SummarizeTask
 from opd_trainer.tracking.config import WandbMode
 
 SCHEME = "demo:"
@@ -52,7 +53,7 @@ def prepared(config: Config, train: Callable[[Config, Path], float | None]) -> C
         config: of the run; returned unchanged where it has no demo, or its task uses no model of the demo.
         train: runs a supervised job: (its configuration, its run directory).
     """
-    if config.demo is None or not _uses_the_demo(config.task):
+    if config.demo is None or not _is_asked_for(config):
         return config
     folder = folder_of(config.demo)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,10 +64,20 @@ def prepared(config: Config, train: Callable[[Config, Path], float | None]) -> C
     return with_real_paths(config, folder)
 
 
-def _uses_the_demo(task: TaskConfig) -> bool:
-    if isinstance(task, ConvertTask):
-        return task.source is not None and task.source.startswith(SCHEME)
-    return not isinstance(task, SummarizeTask)
+def _is_asked_for(config: Config) -> bool:
+    """Whether the task reads anything of the demo; tasks that read one model may read another one."""
+    match config.task:
+        case ConvertTask():
+            read = config.task.source
+        case ServeTeacherTask():
+            read = config.teacher.load
+        case ServeTask():
+            read = config.model.load
+        case SummarizeTask():
+            return False
+        case _:
+            return True
+    return read is not None and read.startswith(SCHEME)
 
 
 def build(config: Config, folder: Path, train: Callable[[Config, Path], float | None]) -> None:
@@ -108,12 +119,20 @@ def supervised(config: Config, demo: DemoConfig, folder: Path) -> Config:
         model=ModelConfig(huggingface=str(folder / "tokenizer"), architecture=demo.architecture),
         megatron=demo.megatron,
         data=DataConfig(path=str(folder / "data" / "train.jsonl")),
+        rollout=embedded(config.rollout),
         eval=EvalConfig(datasets={"heldout": DataConfig(path=str(folder / "data" / "heldout.jsonl"))}),
         tracking=dataclasses.replace(
             config.tracking, console_every=demo.eval_every, plot_every=0, wandb=WandbMode.disabled
         ),
         demo=None,
     )
+
+
+def embedded(rollout: RolloutConfig) -> EmbeddedRollout:
+    """The engine in this process, with the same settings: of a model without weights there is nothing to serve."""
+    if isinstance(rollout, EmbeddedRollout):
+        return rollout
+    return EmbeddedRollout(**{field.name: getattr(rollout, field.name) for field in dataclasses.fields(RolloutConfig)})
 
 
 def with_real_paths(node: Node, folder: Path) -> Node:

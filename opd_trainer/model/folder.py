@@ -19,6 +19,8 @@ ITERATION = re.compile(r"iter_(\d{7,})")
 RELEASE = "release"
 """In the marker and as a folder's name: weights without a step, as Megatron-LM's converters write them."""
 RANK_FILE = "model_optim_rng.pt"
+EXPORTED, CHECKPOINTS = "model", "checkpoints"
+"""In a run directory: the Hugging Face folder that a run ends with, and its checkpoints."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files of which a tokenizer has one; from tokenizer_config.json alone transformers would make one without words."""
 
@@ -50,10 +52,11 @@ class Checkpoint:
 
 
 def inspect(path: str | Path, ckpt_step: int | None = None) -> Checkpoint:
-    """Finds out what a path holds; understands `iter_0000100` as well as the folder above it.
+    """Finds out what a path holds; understands `iter_0000100` as well as the folder above it, and run directories.
 
     Args:
-        path: a Hugging Face folder, a torch_dist or torch checkpoint, or a folder of `iter_*` and `release` ones.
+        path: a Hugging Face folder, a torch_dist or torch checkpoint, a folder of `iter_*` and `release` ones, or the
+            directory of a run, of which the exported model is taken, or the latest checkpoint where it has none yet.
         ckpt_step: which of a folder's checkpoints; None takes the latest.
 
     Raises:
@@ -80,6 +83,10 @@ def inspect(path: str | Path, ckpt_step: int | None = None) -> Checkpoint:
     if (folder / "config.json").is_file():
         _refuse_step(folder, ckpt_step)
         return Checkpoint(CheckpointKind.huggingface, folder)
+    if ckpt_step is None and (folder / EXPORTED / "config.json").is_file():
+        return Checkpoint(CheckpointKind.huggingface, folder / EXPORTED)
+    if (folder / CHECKPOINTS).is_dir():
+        return _from_parent(folder / CHECKPOINTS, ckpt_step)
     return _from_parent(folder, ckpt_step)
 
 

@@ -7,17 +7,20 @@ from opd_trainer.sglang.config import LaunchConfig
 
 CPU_FLAGS = (
     *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-    *("--disable-overlap-schedule", "--disable-radix-cache", "--mem-fraction-static", "0.1"),
+    *("--disable-overlap-schedule", "--disable-radix-cache", "--mem-fraction-static", "0.1", "--sleep-on-idle"),
 )
-"""What SGLang needs on a machine without a GPU. Its attention backend there knows no prefix cache."""
+"""What SGLang needs on a machine without a GPU. Its attention backend there knows no prefix cache, and its scheduler
+spins on a core unless it may sleep."""
 CPU_TOKENS = 20000
 """Cache of a server on CPU, tokens."""
 
 
-def server_command(model: str, port: int, config: LaunchConfig, *, gpu: bool) -> list[str]:
-    """`python -m sglang.launch_server` for a Hugging Face folder; ids go in and out, so no tokenizer is loaded."""
+def server_command(model: str, port: int, config: LaunchConfig, *, gpu: bool, text: bool = False) -> list[str]:
+    """`python -m sglang.launch_server` for a Hugging Face folder; without `text` only ids go in and out."""
     command = [config.python or sys.executable, "-m", config.module, "--model-path", model]
-    command += ["--host", config.host, "--port", str(port), "--skip-tokenizer-init", "--dtype", config.dtype]
+    command += ["--host", config.host, "--port", str(port), "--dtype", config.dtype]
+    if not text:
+        command.append("--skip-tokenizer-init")
     command += ["--tp-size", str(config.tensor_parallel)]
     tokens = config.max_total_tokens
     if not gpu:

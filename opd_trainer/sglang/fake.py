@@ -187,8 +187,11 @@ def _score(
         return [], []
     temperature = sampling.get("temperature", 1.0) if state.honour_temperature else 1.0
     rows = (state.model.logits(tokens)[start:-1] / temperature).log_softmax(-1)
-    entries: list[Any] = [[None, tokens[start], None]]
-    entries += [[float(row[token]), token, None] for row, token in zip(rows, tokens[start + 1 :], strict=True)]
+    # As SGLang 0.5.23 has it, which takes the last id for the placeholder of an image.
+    told = [token if token < state.model.vocab_size - 1 else 0 for token in tokens[start:]]
+    entries: list[Any] = [[None, told[0], None]]
+    scored = zip(rows, tokens[start + 1 :], told[1:], strict=True)
+    entries += [[float(row[token]), echo, None] for row, token, echo in scored]
     return entries, [None, *(_top(row, top_k) for row in rows)] if top_k else []
 
 

@@ -84,8 +84,10 @@ async def respond(
 
 def spoil(answer: Any, fault: Fault | None) -> Any:
     """The answer with its log-probs made wrong; changed in place."""
-    key = "input_token_logprobs" if answer["meta_info"]["input_token_logprobs"] else "output_token_logprobs"
-    entries = answer["meta_info"][key]
+    meta = answer["meta_info"]
+    entries = meta.get("input_token_logprobs") or meta.get("output_token_logprobs")
+    if not entries:
+        return answer
     match fault:
         case Fault.truncated:
             entries.pop()

@@ -24,7 +24,7 @@ class Fleet:
         self.servers = {server.spec.url: server for server in servers}
 
     @classmethod
-    def launch(cls, name: str, model: str, config: LaunchConfig, log_dir: Path) -> "Fleet":
+    def launch(cls, name: str, model: str, config: LaunchConfig, log_dir: Path, *, text: bool = False) -> "Fleet":
         """Servers of a Hugging Face folder; nothing runs before `start`.
 
         Args:
@@ -32,6 +32,7 @@ class Fleet:
             model: the folder.
             config: how.
             log_dir: where each server's output goes, as <name>-<number>.log.
+            text: load the tokenizer too; requests of ours carry token ids only.
         """
         import torch
 
@@ -44,7 +45,7 @@ class Fleet:
                 ServerSpec(
                     name=f"{name} server {number}",
                     url=f"http://{config.host}:{port}",
-                    command=tuple(server_command(model, port, config, gpu=gpu)),
+                    command=tuple(server_command(model, port, config, gpu=gpu, text=text)),
                     environment=server_environment(devices, gpu=gpu),
                     log=log_dir / f"{name}-{number}.log",
                     start_timeout_s=config.start_timeout_s,

@@ -21,6 +21,7 @@ STOP_S = 20.0
 POLL_S = 0.3
 DYING_POLLS = 20
 LOG_TAIL_LINES = 15
+LOG_LINE_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ class ManagedServer:
                 )
             self.num_restarts += 1
             self._end()
+            await self._until_free()
             await self._start()
             return True
 
@@ -105,7 +107,8 @@ class ManagedServer:
         if process is None:
             return
         if process.poll() is None:
-            _signal_group(process.pid, signal.SIGTERM)
+            # To the server alone, which ends its processes in order.
+            process.terminate()
         deadline = self._clock() + STOP_S
         while process.poll() is None and self._clock() < deadline:
             await asyncio.sleep(0.05)
@@ -132,6 +135,16 @@ class ManagedServer:
         except BaseException:
             self._end()
             raise
+
+    async def _until_free(self) -> None:
+        """Waits for the port: of a group that was killed, members may hold it for a moment longer than its leader."""
+        deadline = self._clock() + STOP_S
+        while self._clock() < deadline:
+            try:
+                _check_free(self.spec)
+                return
+            except WorkerError:
+                await asyncio.sleep(POLL_S / 4)
 
     async def _answers(self) -> bool:
         """Whether the process lives; one that has just been killed may still look alive after its port has closed."""
@@ -169,12 +182,13 @@ class ManagedServer:
     def _end(self) -> None:
         """Kills what is left of the process and its children."""
         if self._process is not None:
-            _signal_group(self._process.pid, signal.SIGKILL)
+            _kill_group(self._process.pid)
             self._process.wait()
 
     def _tail(self) -> str:
         lines = self.spec.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-LOG_TAIL_LINES:])
+        # SGLang prints its whole configuration on one line.
+        return "\n".join(line[:LOG_LINE_LENGTH] for line in lines[-LOG_TAIL_LINES:])
 
 
 def free_port(host: str) -> int:
@@ -203,9 +217,9 @@ def _host_and_port(spec: ServerSpec) -> tuple[str, int]:
     return host, int(port)
 
 
-def _signal_group(pid: int, number: int) -> None:
+def _kill_group(pid: int) -> None:
     try:
-        os.killpg(pid, number)
+        os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         # Already gone, with all its children.
         return

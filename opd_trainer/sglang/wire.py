@@ -97,7 +97,7 @@ def read_scored(answer: Any, response: Sequence[int], top_k: int = 0) -> Scored:
     meta = _meta(answer)
     entries = _drop_first(meta, "input_token_logprobs", len(response))
     log_probs, ids = _columns(entries)
-    if ids != list(response):
+    if not _echoes(ids, response):
         raise RequestFailed(ScoreStatus.misaligned, "the server scored other tokens than it was sent")
     topk = read_topk(_drop_first(meta, "input_top_logprobs", len(response)), top_k) if top_k else None
     return Scored(log_probs=log_probs, topk=topk, cached_tokens=int(meta.get("cached_tokens") or 0))
@@ -158,6 +158,16 @@ def _drop_first(meta: Json, key: str, length: int) -> list[Any]:
     if not isinstance(entries, list) or count != length + 1:
         raise RequestFailed(ScoreStatus.misaligned, f"{key} has {count} entries, not {length + 1}")
     return entries[1:]
+
+
+def _echoes(ids: Sequence[int], sent: Sequence[int]) -> bool:
+    """Whether the server scored what it was sent.
+
+    SGLang 0.5.23 tells the last id of its vocabulary as 0, as it does with the placeholders of images
+    (logprob_result_processor.py); the log-prob is that of the token that was sent.
+    """
+    differing = [(told, own) for told, own in zip(ids, sent, strict=True) if told != own]
+    return all(pair == (0, max(sent)) for pair in differing)
 
 
 def _columns(entries: Sequence[Any]) -> tuple[Tensor, list[int]]:

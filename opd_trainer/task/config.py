@@ -50,6 +50,16 @@ class EvaluateTask(TaskConfig):
     """Evaluates `model.load` on `eval.datasets`."""
 
 
+@dataclass(slots=True)
+class ServeTeacherTask(TaskConfig):
+    """Serves `teacher.load` on SGLang servers of our own until it is stopped; `teacher` is sglang_managed."""
+
+
+@dataclass(slots=True)
+class ServeTask(TaskConfig):
+    """Serves a trained student on SGLang servers of our own until it is stopped; `rollout` is sglang."""
+
+
 class ConvertFormat(StrEnum):
     """What a conversion writes."""
 

@@ -85,7 +85,7 @@ class ServerTeacher(TeacherConfig):
     attempts: int = 4
     """Tries of a request (on another server where there is one) before it counts as failed, >= 1."""
     check_trained: bool = True
-    """Refuse a teacher that knows no more about the prompts than a uniform guess."""
+    """Refuse a teacher to which all tokens of the prompts are about equally likely, as to random weights."""
 
 
 @dataclass(slots=True)

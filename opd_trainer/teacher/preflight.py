@@ -21,8 +21,8 @@ from opd_trainer.teacher.config import ServerTeacher
 from opd_trainer.types import ScoreStatus
 
 KEY = "teacher"
-UNIFORM_MARGIN = 0.05
-"""Nats by which the mean log-prob must exceed that of a uniform guess."""
+SAME = 0.2
+"""Log-probs that differ from each other by less than this share of their mean, on average, are all about the same."""
 CONTEXT_RESERVE = 6
 """SGLang's max_req_input_len is the context less this many tokens."""
 
@@ -100,9 +100,24 @@ async def examine(client: SglangClient, config: ServerTeacher, student: Student 
     notes = _compare(student.profile, paths[0], problems)
     mean, ignores = await _probe(client, config, student, problems)
     _refuse(problems)
+    uniform = -math.log(student.profile.identity.vocab_size)
+    if mean < uniform:
+        notes += (
+            f"a mean log-prob of {mean:.3f} on prompts of the training data, less than a uniform guess's "
+            f"{uniform:.3f}: right for one that learned responses alone, otherwise its tokens are not the student's",
+        )
     return ServerFacts(
         model_path=paths[0], max_length=max_length, mean_log_prob=mean, ignores_temperature=ignores, remarks=notes
     )
+
+
+def told(name: str, facts: ServerFacts) -> str:
+    """What a preflight learned, for the user."""
+    context = "unknown" if facts.max_length is None else f"{facts.max_length} tokens"
+    lines = [
+        f"teacher {name}: {facts.model_path}, context {context}, mean log-prob {facts.mean_log_prob:.3f} on prompts"
+    ]
+    return "\n".join([*lines, *(f"  note: {remark}" for remark in facts.remarks)])
 
 
 async def _info(client: SglangClient, endpoint: Endpoint) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -176,16 +191,25 @@ async def _probe(
             )
         )
     uniform = -math.log(vocab_size)
-    if config.check_trained and values and mean < uniform + UNIFORM_MARGIN:
+    if config.check_trained and values and _same(values, mean) and 2 * uniform < mean < (1 - SAME) * uniform:
         problems.append(
             Problem(
                 KEY,
-                f"a mean log-prob of {mean:.3f} on prompts of the training data, a uniform guess has {uniform:.3f}",
-                "its weights are random or were lost, or its tokens are not the student's",
+                f"log-probs of {mean:.3f} for about every token of prompts of the training data, "
+                f"a uniform guess has {uniform:.3f}",
+                "its weights are random or were lost",
                 f"Serve a trained model; if it is meant to be so, set {KEY}.check_trained=false",
             )
         )
     return mean, same
+
+
+def _same(values: Sequence[float], mean: float) -> bool:
+    """Whether log-probs are all about the same, as those of random weights are: of real text no model is that unsure.
+
+    The mean alone would not tell: of prompts a teacher that learned responses alone knows less than nothing.
+    """
+    return sum(abs(value - mean) for value in values) < SAME * abs(mean) * len(values)
 
 
 async def _log_probs(client: SglangClient, tokens: Sequence[int], temperature: float) -> list[float]:

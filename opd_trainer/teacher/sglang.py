@@ -16,7 +16,7 @@ from opd_trainer.sglang.fleet import Fleet
 from opd_trainer.sglang.wire import read_scored, score_body
 from opd_trainer.teacher.config import ServerTeacher
 from opd_trainer.teacher.failure import Tally, settle
-from opd_trainer.teacher.preflight import ServerFacts, Student, examine
+from opd_trainer.teacher.preflight import ServerFacts, Student, examine, told
 from opd_trainer.types import Sample, ScoreStatus, TopK
 
 
@@ -65,12 +65,13 @@ class SglangTeacher:
         await self.client.start()
 
     async def preflight(self) -> ServerFacts:
-        """Refuses a teacher that cannot teach this student; call after `start`, before the first step.
+        """Refuses a teacher that cannot teach this student, and tells about one that can; call after `start`.
 
         Raises:
             PreflightError: all that is wrong with it, together.
         """
         self.facts = await examine(self.client, self._config, self._student)
+        print(told(self._name, self.facts), flush=True)
         return self.facts
 
     async def score(self, sample: Sample) -> Sample:

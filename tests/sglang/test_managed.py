@@ -153,6 +153,17 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
             run(fleet.start())
 
 
+def ended(pid: int, limit_s: float = 10.0) -> bool:
+    """Whether a process is gone, or waits to be reaped, within the limit."""
+    deadline = time.monotonic() + limit_s
+    path = Path(f"/proc/{pid}/cmdline")
+    while path.exists() and path.read_bytes():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def test_servers_die_with_us(tmp_path: Path) -> None:
     """kill -9 of the trainer leaves no server behind."""
     port = free_port("127.0.0.1")
@@ -160,7 +171,6 @@ def test_servers_die_with_us(tmp_path: Path) -> None:
 import asyncio, time
 from pathlib import Path
 from opd_trainer.sglang.config import LaunchConfig
-from opd_trainer.sglang.fake_model import TableModel
 from opd_trainer.sglang.fleet import Fleet
 async def main():
     fleet = Fleet.launch("t", {str(MODEL)!r}, LaunchConfig(module={FAKE!r}, port={port}), Path({str(tmp_path)!r}))
@@ -173,7 +183,32 @@ asyncio.run(main())
         assert trainer.stdout is not None
         pid = int(trainer.stdout.readline())
         trainer.kill()
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
-        assert time.monotonic() < deadline, "the server outlived its trainer"
-        time.sleep(0.05)
+    assert ended(pid), "the server outlived its trainer"
+
+
+FAMILY = """
+import os, subprocess, time
+helper = subprocess.Popen(["sleep", "60"])
+print(os.getpid(), helper.pid, flush=True)
+time.sleep(60)
+"""
+"""A server with a process of its own, as SGLang's detokenizer is."""
+
+
+@pytest.mark.parametrize("killed", ["server", "trainer"])
+def test_no_helper_outlives_its_server(killed: str) -> None:
+    """Also while the server starts, before it could tell its helpers to follow it."""
+    trainer = f"""
+import os, subprocess, sys, time
+from opd_trainer.cluster import die_with_parent
+command = [sys.executable, "-I", die_with_parent.__file__, str(os.getpid()), sys.executable, "-c", {FAMILY!r}]
+subprocess.Popen(command, start_new_session=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", trainer], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        server, helper = map(int, process.stdout.readline().split())
+        os.kill(server if killed == "server" else process.pid, signal.SIGKILL)
+        assert ended(server)
+        assert ended(helper)
+        process.kill()

@@ -28,7 +28,7 @@ from opd_trainer.teacher.sglang import SglangTeacher
 from opd_trainer.types import Finish, Prompt, Request, Sample, Sampling, ScoreStatus, WeightStream
 from tests.megatron.models import build, pack, started
 from tests.sglang.conversation import RECORDING, SEED, TURNS, shape, talk
-from tests.sglang.models import EOS_ID, load_model, log_probs, sampled, save_tiny
+from tests.sglang.models import EOS_ID, VOCAB_SIZE, load_model, log_probs, sampled, save_tiny
 from tests.sglang.serving import sampling
 
 pytestmark = pytest.mark.sglang
@@ -86,7 +86,8 @@ def sample(number: int, length: int, prompt_length: int = 6) -> Sample:
     return Sample(
         prompt=prompt(number, prompt_length),
         index=0,
-        response=torch.randint(2, 60, (length,), generator=generator),
+        # The last id too, which SGLang tells as 0.
+        response=torch.randint(2, VOCAB_SIZE, (length,), generator=generator),
         log_probs=torch.zeros(length),
         finish=Finish.stop,
         version=0,
@@ -275,8 +276,19 @@ def test_preflight(server: Fleet, folder: Path, changes: dict[str, Any], message
             run(work())
 
 
-def test_an_untrained_teacher_is_refused(server: Fleet, folder: Path) -> None:
+def test_a_teacher_that_lost_its_weights_is_refused(server: Fleet, folder: Path, tmp_path: Path) -> None:
+    """Shows that they are looked at; the next test loads others."""
+
+    async def zeros() -> AsyncIterator[list[tuple[str, Tensor]]]:
+        yield [(name, torch.zeros_like(tensor)) for name, tensor in load_model(folder).state_dict().items()]
+
     async def work() -> None:
+        rollout = engine(folder, tmp_path, server)
+        await rollout.start()
+        try:
+            await rollout.load(WeightStream(version=0, buckets=zeros()))
+        finally:
+            await rollout.close()
         teacher = SglangTeacher(SglangExternalTeacher(), Fleet(server.urls), student(folder))
         await teacher.start()
         try:

@@ -81,15 +81,27 @@ class SlurmTestCluster:
         """Starts a daemon in the foreground."""
         with (self.root / "log" / f"{name}.out").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
-                command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                command,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
 
     def start(self) -> None:
         """Brings everything up, and waits until all nodes are idle."""
         folder = self.root / "munge"
-        files = [f"--{option}={folder}/{name}" for option, name in
-                 (("socket", "sock"), ("key-file", "key"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"))]
+        files = [
+            f"--{option}={folder}/{name}"
+            for option, name in (
+                ("socket", "sock"),
+                ("key-file", "key"),
+                ("pid-file", "pid"),
+                ("log-file", "log"),
+                ("seed-file", "seed"),
+            )
+        ]
         self.spawn("munged", "munged", "-F", "--force", *files)
         deadline = time.monotonic() + START_S
         while not (folder / "sock").exists():

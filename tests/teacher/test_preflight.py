@@ -92,6 +92,36 @@ class Uniform(TableModel):
         self.table.zero_()
 
 
+class Opinionated(TableModel):
+    """Sure of itself, and wrong about the prompts: it learned responses."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.table[:, 7] = 15.0
+
+
+def test_a_teacher_that_knows_nothing_of_prompts_may_know_responses(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, _ = run(examined(student(folder), make_model=Opinionated))
+    assert facts.mean_log_prob < -10
+    assert "learned responses alone" in facts.remarks[-1]
+    assert "learned responses alone" in capsys.readouterr().out
+
+
+class Untrained(TableModel):
+    """Fresh weights: about uniform."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.table *= 0.6
+
+
+def test_random_weights_are_refused(folder: Path) -> None:
+    with pytest.raises(PreflightError, match="uniform guess"):
+        run(examined(student(folder, probes=[list(range(2, 40))]), make_model=Untrained))
+
+
 def test_an_unreachable_server(folder: Path) -> None:
     with pytest.raises(PreflightError, match=r"teacher.url: http://127.0.0.1:9 does not answer"):
         run(examined(student(folder), ["http://127.0.0.1:9"]))

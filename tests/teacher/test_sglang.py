@@ -11,7 +11,7 @@ from opd_trainer.sglang.fleet import Fleet
 from opd_trainer.teacher.config import OnFailure, SglangExternalTeacher
 from opd_trainer.teacher.sglang import SglangTeacher
 from opd_trainer.types import Sample, ScoreStatus
-from tests.sglang.serving import expected, fake, sample, table_model
+from tests.sglang.serving import VOCAB, expected, fake, sample, table_model
 
 Result = TypeVar("Result")
 
@@ -48,6 +48,19 @@ def test_log_probs_are_those_of_the_response() -> None:
         assert result.teacher_topk is None
     assert metrics["teacher/failed_fraction"] == 0.0
     assert metrics["teacher/status/ok"] == 4
+
+
+def test_the_last_id_of_the_vocabulary_comes_back_as_0() -> None:
+    """SGLang takes it for the placeholder of an image; its log-prob is right all the same."""
+    last = torch.tensor([4, VOCAB - 1, 9, VOCAB - 1])
+
+    async def work() -> tuple[list[Sample], dict[str, float]]:
+        async with fake() as server:
+            return await scored([sample(0, 4, response=last)], config(), [server.url])
+
+    (result,), _ = run(work())
+    assert result.teacher_status is ScoreStatus.ok
+    torch.testing.assert_close(result.teacher_log_probs, expected(table_model(), result))
 
 
 def test_empty_response_needs_no_request() -> None:
