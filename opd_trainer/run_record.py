@@ -21,6 +21,25 @@ LOCK_FILE = ".lock"
 NOT_OF_THE_RESULT = frozenset({"name", "output_dir", "resume", "checkpoint", "tracking"})
 """Keys that change where and how often things are written, not what is computed."""
 
+LAYOUT = frozenset(
+    {
+        "tensor_parallel",
+        "pipeline_parallel",
+        "pipeline_layers",
+        "context_parallel",
+        "expert_parallel",
+        "sequence_parallel",
+        "recompute",
+        "distributed_optimizer",
+        "max_tokens_per_device",
+        "log_prob_chunk_tokens",
+        "timeout_s",
+    }
+)
+"""Keys of `megatron` that change where a number is computed, and the number by rounding only."""
+WHO_TEACHES = ("load", "ckpt_step", "model", "on_failure", "max_failed_fraction")
+"""Keys of a teacher that say who it is; the others say where, and servers move."""
+
 
 class RunStatus(StrEnum):
     """How far a run has come."""
@@ -42,6 +61,7 @@ class RunRecord:
     Attributes:
         directory: of the run.
         config_hash: of its configuration.
+        resume_hash: of what of its configuration a run that continues it must share.
         status: how far it has come.
         error: what ended a failed run, in a line.
         modified: when this was written, seconds since the epoch.
@@ -49,6 +69,7 @@ class RunRecord:
 
     directory: Path
     config_hash: str
+    resume_hash: str
     status: RunStatus
     error: str | None
     modified: float
@@ -65,15 +86,33 @@ def plain(value: Any) -> Any:
 
 
 def config_hash(config: Config) -> str:
-    """16 hex digits; equal for two configurations that compute the same thing."""
-    relevant = {name: value for name, value in plain(config).items() if name not in NOT_OF_THE_RESULT}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+    """16 hex digits; equal for two configurations that compute the same thing in the same way."""
+    return _digest({name: value for name, value in plain(config).items() if name not in NOT_OF_THE_RESULT})
+
+
+def resume_hash(config: Config) -> str:
+    """16 hex digits; equal for two configurations of which one may continue a run of the other.
+
+    What is computed must be the same; on how many workers, in which parallel layout, and where the teacher and the
+    reference live may change.
+    """
+    content = {name: value for name, value in plain(config).items() if name not in NOT_OF_THE_RESULT | {"cluster"}}
+    content["megatron"] = {name: value for name, value in content["megatron"].items() if name not in LAYOUT}
+    content["reference"].pop("placement")
+    teachers = {"teacher": content.pop("teacher"), **content.pop("teachers")}
+    content["teachers"] = {name: {key: teacher[key] for key in WHO_TEACHES} for name, teacher in teachers.items()}
+    return _digest(content)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_record(directory: Path, config: Config, status: RunStatus, error: BaseException | None = None) -> None:
     """Writes `run.json`."""
     said = None if error is None else f"{type(error).__name__}: {error}".splitlines()[0].strip()
-    record = {"config_hash": config_hash(config), "status": status, "error": said}
+    hashes = {"config_hash": config_hash(config), "resume_hash": resume_hash(config)}
+    record = {**hashes, "status": status, "error": said}
     write_atomically(directory / RUN_FILE, json.dumps(record) + "\n")
 
 
@@ -85,6 +124,7 @@ def read_record(directory: Path) -> RunRecord | None:
         return RunRecord(
             directory=directory,
             config_hash=content["config_hash"],
+            resume_hash=content["resume_hash"],
             status=RunStatus(content["status"]),
             error=content.get("error"),
             modified=file.stat().st_mtime,

@@ -18,7 +18,7 @@ from opd_trainer.cli.validate import validate
 from opd_trainer.cluster.config import SlurmCluster
 from opd_trainer.config import Config, Resume
 from opd_trainer.errors import ConfigError, Problem
-from opd_trainer.run_record import config_hash
+from opd_trainer.run_record import resume_hash
 from opd_trainer.sweep.record import Sweep
 
 STOCK_LAUNCHERS = ("basic", "submitit_local", "submitit_slurm")
@@ -151,7 +151,7 @@ def _run_place(job: Checked, multirun: bool) -> tuple[list[str], list[Problem]]:
     """Overrides that put a single run where the user wants it, and what forbids that."""
     assert job.config is not None
     config, continues = job.config, job.config.resume is Resume.auto
-    wanted = config_hash(config)
+    wanted = resume_hash(config)
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     # A multirun has a directory for each job below its own, which a single job does not need.
     level = ["hydra.sweep.subdir=."] if multirun else []

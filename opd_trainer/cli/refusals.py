@@ -149,7 +149,8 @@ def scene() -> Iterator[None]:
             Path(folder).mkdir()
         Path("MODEL/config.json").write_text(json.dumps(MODEL))
         Path("EMPTY/notes.txt").write_text("no model")
-        Path("RUN/run.json").write_text(json.dumps({"config_hash": "another", "status": "running"}))
+        record = {"config_hash": "another", "resume_hash": "another", "status": "running"}
+        Path("RUN/run.json").write_text(json.dumps(record))
         yield
 
 

@@ -7,14 +7,14 @@ from opd_trainer.run_record import RUN_FILE, RunStatus, read_record
 
 
 def unfinished(parent: Path, wanted: str) -> Path | None:
-    """The latest unfinished run directly under `parent` whose configuration hashes to `wanted`."""
+    """The latest unfinished run directly under `parent` that a configuration of resume hash `wanted` continues."""
     runs = (read_record(file.parent) for file in parent.glob(f"*/{RUN_FILE}"))
-    mine = [run for run in runs if run is not None and run.config_hash == wanted and run.status != RunStatus.finished]
+    mine = [run for run in runs if run is not None and run.resume_hash == wanted and run.status != RunStatus.finished]
     return max(mine, key=lambda run: run.modified).directory if mine else None
 
 
 def named_directory_problem(directory: Path, wanted: str, continues: bool) -> Problem | None:
-    """Why a run cannot use `directory`: another one is there already."""
+    """Why a run of resume hash `wanted` cannot use `directory`: another one is there already."""
     run = read_record(directory)
     if run is None:
         return None
@@ -26,7 +26,7 @@ def named_directory_problem(directory: Path, wanted: str, continues: bool) -> Pr
             "a second run would mix its files with it",
             "Set resume=auto to continue it, or another output_dir",
         )
-    if run.config_hash != wanted:
+    if run.resume_hash != wanted:
         return Problem(
             "output_dir",
             there,

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from opd_trainer.cli.resume import unfinished
-from opd_trainer.run_record import config_hash
+from opd_trainer.run_record import config_hash, resume_hash
 
 
 def leave(directory: Path, config: Any, status: str, age: int = 0) -> None:
     """What a run leaves behind."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "run.json"
-    file.write_text(json.dumps({"config_hash": config_hash(config), "status": status}))
+    file.write_text(json.dumps({"config_hash": "", "resume_hash": resume_hash(config), "status": status}))
     os.utime(file, (1_000_000 - age, 1_000_000 - age))
 
 
@@ -35,6 +35,31 @@ def test_hash_depends_on_what_is_computed_only(check: Any) -> None:
         hashes.append(config_hash(check.config))
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == len(hashes) - 1
+
+
+def test_a_run_may_go_on_elsewhere(check: Any, model_folder: str) -> None:
+    def hashes(*arguments: str) -> tuple[str, str]:
+        assert check(*arguments), check.message
+        return config_hash(check.config), resume_hash(check.config)
+
+    mine = hashes()
+    for elsewhere in (
+        ("cluster=ray", "cluster.num_workers=4", "megatron.tensor_parallel=2", "megatron.distributed_optimizer=true"),
+        ("megatron.max_tokens_per_device=99", "megatron.recompute=full"),
+        ("teacher=offload",),
+        ("cluster=ray", "teacher=dedicated", "teacher.num_workers=2"),
+    ):
+        config, resume = hashes(*elsewhere)
+        assert config != mine[0]
+        assert resume == mine[1]
+    for another in (
+        ("megatron.optimizer.lr=0.1",),
+        (f"teacher.load={model_folder}",),
+        ("teacher.ckpt_step=3",),
+        ("reference.kl_coef=0.1",),
+        ("opd=sglang", "teacher=sglang_external", "teacher.url=http://host:1"),
+    ):
+        assert hashes(*another)[1] != mine[1], another
 
 
 def test_a_new_run_gets_a_directory_of_its_own(launch: Any) -> None:
@@ -86,7 +111,7 @@ def test_resume_finds_the_latest_unfinished_run_of_the_same_settings(check: Any)
     leave(runs / "other", other, "running", age=5)
     (runs / "broken").mkdir()
     (runs / "broken" / "run.json").write_text("{")
-    assert unfinished(runs, config_hash(config)) == runs / "interrupted"
+    assert unfinished(runs, resume_hash(config)) == runs / "interrupted"
     assert check("resume=auto"), check.message
     assert run_dir(check) == str(runs / "interrupted")
     assert check(), check.message

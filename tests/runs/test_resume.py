@@ -29,11 +29,8 @@ def lines(output: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize("after", [1, 3, 4])
-def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(
-    small: Path, uninterrupted: Path, tmp_path: Path, after: int
-) -> None:
-    output = tmp_path / "killed"
+def killed(small: Path, output: Path, after: int) -> None:
+    """A run that is killed once it has written `after` steps."""
     process = start(small, output, *distil(small), *STEPS)
     deadline = time.monotonic() + 200
     while lines(output) < after and process.poll() is None and time.monotonic() < deadline:
@@ -42,10 +39,34 @@ def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(
     process.kill()
     process.communicate()
     assert lines(output) < 6
+
+
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(
+    small: Path, uninterrupted: Path, tmp_path: Path, after: int
+) -> None:
+    output = tmp_path / "killed"
+    killed(small, output, after)
     assert launch(small, output, *distil(small), *STEPS, "resume=auto") == 0
     assert steps(output) == steps(uninterrupted)
     for key in ("evaluation", "reverse_kl", "steps"):
         assert summary(output)[key] == summary(uninterrupted)[key]
+
+
+def test_a_run_of_one_process_goes_on_with_two_tensor_parallel_workers_and_another_placement(
+    small: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "moved"
+    killed(small, output, 3)
+    elsewhere = ("cluster=ray", "cluster.num_workers=2", "megatron.tensor_parallel=2", "teacher=offload")
+    process = start(small, output, *distil(small), *STEPS, *elsewhere, "resume=auto")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    ours, theirs = steps(output), steps(uninterrupted)
+    assert ours[:2] == theirs[:2]
+    for metric in ("train/loss", "train/grad_norm", "opd/reverse_kl", "opd/kl_coef"):
+        expected = [line[metric] for line in theirs]
+        assert [line[metric] for line in ours] == pytest.approx(expected, rel=1e-3, abs=1e-5), metric
 
 
 def test_a_finished_run_is_not_continued(small: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:

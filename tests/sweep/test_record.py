@@ -13,7 +13,7 @@ def trial(seed: int, coefficient: float = 0.5, overrides: tuple[str, ...] = ()) 
 
 def leave(directory: Path, status: RunStatus) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "run.json").write_text(json.dumps({"config_hash": "x", "status": status}))
+    (directory / "run.json").write_text(json.dumps({"config_hash": "x", "resume_hash": "x", "status": status}))
 
 
 def test_names_need_no_quotes() -> None:

@@ -19,7 +19,9 @@ from opd_trainer.sweep.table import STATUS
 def leave(directory: Path, accuracy: float, status: RunStatus = RunStatus.finished, error: str | None = None) -> None:
     """What a run of 20 steps leaves behind; its reward rises from 0 to 1 at steps 18 and 19."""
     directory.mkdir(parents=True)
-    (directory / "run.json").write_text(json.dumps({"config_hash": "x", "status": status, "error": error}))
+    (directory / "run.json").write_text(
+        json.dumps({"config_hash": "x", "resume_hash": "x", "status": status, "error": error})
+    )
     rows: list[dict[str, Any]] = [
         {"step": step, "rollout/reward": float(step > 17), "opd/reverse_kl": 1 / (step + 1)} for step in range(20)
     ]
