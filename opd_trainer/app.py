@@ -17,6 +17,7 @@ from opd_trainer.files import write_atomically
 from opd_trainer.run_record import RunStatus, alone_in, config_hash, plain, write_record
 from opd_trainer.task.config import (
     ConvertTask,
+    DoctorTask,
     EvaluateTask,
     PreflightTask,
     ServeTask,
@@ -27,6 +28,7 @@ from opd_trainer.task.config import (
     TrainTask,
 )
 from opd_trainer.task.convert import convert
+from opd_trainer.task.doctor import doctor
 from opd_trainer.task.evaluate import evaluate
 from opd_trainer.task.preflight import preflight
 from opd_trainer.task.serve import serve, serve_teacher
@@ -45,6 +47,7 @@ Tool = Callable[[Config, Path], Coroutine[Any, Any, None]]
 
 TOOLS: dict[type[TaskConfig], Tool] = {
     ConvertTask: convert,
+    DoctorTask: doctor,
     PreflightTask: preflight,
     SummarizeTask: summarize,
     ServeTeacherTask: serve_teacher,

@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("slurm",),
     ("app",),
     ("task", "demo"),
-    ("memory",),
+    ("memory", "doctor"),
     ("build", "sweep"),
     ("controller", "supervised", "evaluation", "run_record"),
     ("config",),
@@ -46,12 +46,12 @@ PURE = {"objective", "estimator", "opd", "loss", "divergence", "jagged", "vocabu
 STANDARD = sys.stdlib_module_names
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "ray": ("cluster/ray.py",),
+    "ray": ("cluster/ray.py", "cluster/session.py"),
     "megatron": ("megatron/",),
     "sglang": (),
     "wandb": ("tracking/wandb.py",),
     "matplotlib": ("tracking/curves.py", "sweep/plot.py"),
-    "rich": ("tracking/", "sweep/", "memory/report.py"),
+    "rich": ("tracking/", "sweep/", "memory/report.py", "doctor/report.py"),
     "transformers": ("model/", "data/", "rollout/embedded/", "sglang/fake_model.py", "demo/", "build/vocabulary.py"),
     "datasets": ("data/",),
     "math_verify": ("reward/",),

@@ -36,6 +36,7 @@ from opd_trainer.rollout.config import EmbeddedRollout, SglangRollout
 from opd_trainer.slurm.config import SlurmQueue
 from opd_trainer.task.config import (
     ConvertTask,
+    DoctorTask,
     EvaluateTask,
     PreflightTask,
     ServeTask,
@@ -60,6 +61,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "sft": SftTask,
         "evaluate": EvaluateTask,
         "convert": ConvertTask,
+        "doctor": DoctorTask,
         "preflight": PreflightTask,
         "summarize": SummarizeTask,
         "serve_teacher": ServeTeacherTask,

@@ -21,7 +21,7 @@ from opd_trainer.eval.config import EvalConfig
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.opd.config import OpdConfig, OpdType
 from opd_trainer.rollout.config import EmbeddedRollout, RolloutConfig
-from opd_trainer.task.config import ConvertTask, ServeTask, ServeTeacherTask, SftTask, SummarizeTask
+from opd_trainer.task.config import ConvertTask, DoctorTask, ServeTask, ServeTeacherTask, SftTask, SummarizeTask
 from opd_trainer.tracking.config import WandbMode
 
 SCHEME = "demo:"
@@ -73,7 +73,7 @@ def _is_asked_for(config: Config) -> bool:
             read = config.teacher.load
         case ServeTask():
             read = config.model.load
-        case SummarizeTask():
+        case DoctorTask() | SummarizeTask():
             return False
         case _:
             return True

@@ -84,6 +84,11 @@ class ConvertTask(TaskConfig):
 
 
 @dataclass(slots=True)
+class DoctorTask(TaskConfig):
+    """Tells what is installed, what the machine has, and what of this project works here; needs no model."""
+
+
+@dataclass(slots=True)
 class SummarizeTask(TaskConfig):
     """Table and curves of a sweep, from the files of its trials; those that are not finished yet are left out."""
 
