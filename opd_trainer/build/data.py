@@ -10,7 +10,7 @@ from opd_trainer.data.stream import PromptStream
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Training and held-out prompts, disjoint."""
+    """Training and held-out prompts, disjoint unless `eval.allow_trained_on`."""
 
     training: list[PromptSet]
     held_out: list[PromptSet]
@@ -29,7 +29,8 @@ def load_data(config: Config, vocabulary: Vocabulary) -> Prompts:
     limit = config.rollout.max_prompt_tokens
     training = load_training_sets(config.data, vocabulary.tokenizer, max_prompt_tokens=limit)
     held_out = load_held_out(config, vocabulary)
-    check_disjoint(training, held_out)
+    if not config.eval.allow_trained_on:
+        check_disjoint(training, held_out)
     return Prompts(training, held_out)
 
 
@@ -41,6 +42,6 @@ def load_held_out(config: Config, vocabulary: Vocabulary) -> list[PromptSet]:
     """
     limit = config.rollout.max_prompt_tokens
     return [
-        load_prompts(data, vocabulary.tokenizer, name=name, max_prompt_tokens=limit)
+        load_prompts(data, vocabulary.tokenizer, name=name, max_prompt_tokens=limit).first(config.eval.n_prompts)
         for name, data in config.eval.datasets.items()
     ]

@@ -17,12 +17,13 @@ from opd_trainer.megatron.learner import MegatronLearner
 from opd_trainer.megatron.source import config_folder
 from opd_trainer.megatron.spec import CriticSpec, TeacherBuilder, WorkerSpec
 from opd_trainer.megatron.worker import MegatronWorker
+from opd_trainer.model.config import ModelConfig
 from opd_trainer.model.folder import load_tokenizer
 from opd_trainer.model.identity import differing_ids
 from opd_trainer.objective import Objective
 from opd_trainer.opd.config import OpdType
 from opd_trainer.rollout.config import RolloutMode
-from opd_trainer.task.config import TrainTask
+from opd_trainer.task.config import SftTask, TrainTask
 from opd_trainer.teacher.config import DedicatedTeacher
 from opd_trainer.teacher.inline import inline_teacher
 
@@ -48,16 +49,16 @@ def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> M
             for name, teacher in teachers_of(config).items()
             if not isinstance(teacher, DedicatedTeacher)
         }
-    reference = None
-    if config.reference.used:
-        reference = dataclasses.replace(config.model, load=config.reference.load or config.model.load)
+    reference = reference_of(config)
+    if reference is not None and config.reference.load is not None:
+        refuse_other_words("reference", reference, vocabulary)
     spec = WorkerSpec(
         model=config.model,
         vocab_size=len(vocabulary.tokenizer),
         megatron=config.megatron,
         temperature=temperature,
         seed=config.seed,
-        total_steps=config.steps * config.loss.updates_per_rollout * config.loss.epochs_per_rollout,
+        total_steps=optimizer_steps(config),
         teachers=teachers,
         reference=reference,
         reference_placement=Placement(config.reference.placement),
@@ -82,6 +83,38 @@ def checkpoints_of(config: Config, output_dir: Path, asked_to_stop: Callable[[],
     )
 
 
+def optimizer_steps(config: Config) -> int:
+    """Optimizer steps of the whole run, which learning-rate schedules spread over."""
+    if isinstance(config.task, SftTask):
+        return config.steps
+    return config.steps * config.loss.updates_per_rollout * config.loss.epochs_per_rollout
+
+
+def reference_of(config: Config) -> ModelConfig | None:
+    """The reference model; None where nothing needs it."""
+    if not config.reference.used:
+        return None
+    if config.reference.load is None:
+        return config.model
+    return dataclasses.replace(config.model, load=config.reference.load, ckpt_step=config.reference.ckpt_step)
+
+
+def refuse_other_words(role: str, model: ModelConfig, vocabulary: Vocabulary) -> None:
+    """Refuses a model whose token ids mean other words than the student's.
+
+    Raises:
+        CheckpointError: its tokenizer cannot be read.
+        ConfigError: its tokenizer is not the student's.
+    """
+    theirs = load_tokenizer(config_folder(model)).get_vocab()
+    differing = differing_ids(vocabulary.tokenizer.get_vocab(), theirs)
+    if differing:
+        what = f"{model.load!r}, whose tokenizer differs from the student's at {len(differing)} ids"
+        why = "it would judge other words than the student wrote"
+        fix = f"Use a {role} with the student's tokenizer, or {role}.load=null"
+        raise ConfigError([Problem(f"{role}.load", what, why, fix)])
+
+
 def critic_of(config: Config, vocabulary: Vocabulary) -> CriticSpec | None:
     """The critic; None where nothing needs values.
 
@@ -95,13 +128,7 @@ def critic_of(config: Config, vocabulary: Vocabulary) -> CriticSpec | None:
     if config.critic.load is None:
         return CriticSpec(model=config.model, optimizer=config.critic.optimizer, loss=loss)
     model = dataclasses.replace(config.model, load=config.critic.load, ckpt_step=None)
-    theirs = load_tokenizer(config_folder(model)).get_vocab()
-    differing = differing_ids(vocabulary.tokenizer.get_vocab(), theirs)
-    if differing:
-        what = f"{config.critic.load!r}, whose tokenizer differs from the student's at {len(differing)} ids"
-        why = "it would judge other words than the student wrote"
-        fix = "Use a critic with the student's tokenizer, or critic.load=null"
-        raise ConfigError([Problem("critic.load", what, why, fix)])
+    refuse_other_words("critic", model, vocabulary)
     return CriticSpec(model=model, optimizer=config.critic.optimizer, loss=loss)
 
 

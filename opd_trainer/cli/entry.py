@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from opd_trainer.cli.aliases import expand
@@ -108,12 +109,25 @@ def _argv(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _run_hydra(source: Source, argv: Sequence[str], run: Run) -> None:
+    failures: list[Exception] = []
+
     def job(config: DictConfig) -> float | None:
         built = OmegaConf.to_object(config)
         assert isinstance(built, Config)
-        return run(built, Path(HydraConfig.get().runtime.output_dir))
+        hydra_config = HydraConfig.get()
+        try:
+            return run(built, Path(hydra_config.runtime.output_dir))
+        except Exception as error:
+            if hydra_config.mode is RunMode.MULTIRUN:
+                # Perhaps in another process; the sweeper collects it.
+                raise
+            # Hydra would print a line of its own above the message.
+            failures.append(error)
+            return None
 
     register()
     decorated = hydra.main(version_base="1.3", config_path=str(source.directory), config_name=source.name)(job)
     with _argv(argv):
         decorated()
+    if failures:
+        raise failures[0]

@@ -3,6 +3,7 @@
 P = tokens of a prompt.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -60,6 +61,10 @@ class PromptSet:
     too_long: Sequence[Skipped] = ()
     weight: float = 1.0
     shuffle_seed: int = 0
+
+    def first(self, count: int | None) -> "PromptSet":
+        """The same with its first `count` prompts; all of them where that is None."""
+        return dataclasses.replace(self, prompts=self.prompts[:count])
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,5 +323,5 @@ def check_disjoint(train: Sequence[PromptSet], held_out: Sequence[PromptSet]) ->
             raise DataError(
                 f"eval.datasets.{prompts.name}: {len(common)} of {len(prompts.prompts)} prompts are also trained on "
                 f"(first: {common[0].id} is {trained[common[0].text]}), so its accuracy would not be that of unseen "
-                "problems. Separate them with offset and n_rows of the two datasets"
+                "problems. Separate them with offset and n_rows of the two datasets, or set eval.allow_trained_on=true"
             )

@@ -13,6 +13,11 @@ class EvalConfig:
     """Evaluate every so many steps besides before and after; 0 only before and after."""
     datasets: dict[str, DataConfig] = field(default_factory=dict)
     """Named held-out datasets."""
+    n_prompts: int | None = None
+    """Prompts of each dataset that are used, from its start; null takes all."""
+    allow_trained_on: bool = False
+    """Accept held-out prompts that are also trained on, whose accuracy is not that of unseen problems; false refuses
+    them."""
     samples_per_prompt: int = 1
     """Responses per prompt; pass@k is reported for k = 1, 2, 4, ... up to this."""
     correct_above: float = 0.5

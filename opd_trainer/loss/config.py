@@ -41,6 +41,8 @@ class ReferenceConfig:
 
     load: str | None = None
     """Hugging Face folder or checkpoint; null takes the student's initial weights."""
+    ckpt_step: int | None = None
+    """Iteration of the checkpoint `load` to take; null takes its latest."""
     kl_coef: float = 0.0
     """Coefficient of KL(student || reference), nats^-1, >= 0."""
     apply: KlApply = KlApply.loss

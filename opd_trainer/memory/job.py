@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from opd_trainer.build.learner import critic_of
+from opd_trainer.build.learner import critic_of, reference_of
 from opd_trainer.build.rollout import sampling_of
 from opd_trainer.build.teachers import DEFAULT_TEACHER, dedicated_layout, teachers_of
 from opd_trainer.build.vocabulary import Vocabulary
@@ -183,9 +183,9 @@ def _frozen(config: Config, vocab_size: int) -> tuple[Frozen, ...]:
                     placement=placement_of(teacher),
                 )
             )
-    if config.reference.used:
-        settings = dataclasses.replace(config.model, load=config.reference.load or config.model.load)
-        part = _part(settings, vocab_size)
+    reference = reference_of(config)
+    if reference is not None:
+        part = _part(reference, vocab_size)
         placement = Placement(config.reference.placement)
         found.append(
             Frozen(

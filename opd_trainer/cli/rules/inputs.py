@@ -96,7 +96,7 @@ def checkpoints_exist(config: Config, named: Named) -> Iterator[Problem]:
         if config.opd.type is OpdType.megatron:
             loads += [(key, teacher.load, teacher.ckpt_step) for key, teacher in teachers(config)]
         if config.reference.used:
-            loads.append(("reference", config.reference.load, None))
+            loads.append(("reference", config.reference.load, config.reference.ckpt_step))
         if config.estimator.critic_loss is not None:
             loads.append(("critic", config.critic.load, None))
     for key, path, ckpt_step in loads:

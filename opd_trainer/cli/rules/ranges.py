@@ -36,9 +36,15 @@ def ranges(config: Config, named: Named) -> Iterator[Problem]:
         ("opd.kl_coef", config.opd.kl_coef, 0),
         ("reference.kl_coef", config.reference.kl_coef, 0),
         ("eval.every", config.eval.every, 0),
+        ("eval.reverse_kl_prompts", config.eval.reverse_kl_prompts, 0),
         ("eval.samples_per_prompt", config.eval.samples_per_prompt, 1),
         ("eval.temperature", config.eval.temperature, 0),
     ]
+    optional = [
+        ("eval.n_prompts", config.eval.n_prompts),
+        ("eval.max_response_tokens", config.eval.max_response_tokens),
+    ]
+    at_least += [(key, value, 1) for key, value in optional if value is not None]
     for key, value, smallest in at_least:
         if not value >= smallest:
             yield Problem(
