@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from opd_trainer.tracking.curves import Series, series
+from opd_trainer.sweep.plot import accuracy, band, finish
+from opd_trainer.tracking.curves import series
 from opd_trainer.tracking.files import METRICS, SUMMARY, read_rows
 from opd_trainer.tracking.provenance import git_state
 
@@ -102,50 +101,25 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_of(run: Run) -> Series:
-    """Held-out accuracy from before the first step to after the last."""
-    within = series(run.rows, f"eval/{DATASET}/pass@1", 1)
-    points = dict(zip(within.x, within.y, strict=True))
-    points[0.0] = run.summary["evaluation"]["before"][DATASET]
-    points[float(run.summary["steps"])] = run.summary["evaluation"]["after"][DATASET]
-    steps = sorted(points)
-    return Series(np.asarray(steps), np.asarray([points[x] for x in steps]))
-
-
-def band(axes: Axes, curves: Sequence[Series], variant: Variant) -> None:
-    """Mean over seeds, and the range between the lowest and the highest."""
-    curves = [curve for curve in curves if curve]
-    if not curves:
-        return
-    shared = sorted(set.intersection(*(set(curve.x) for curve in curves)))
-    values = np.asarray([[dict(zip(curve.x, curve.y, strict=True))[x] for x in shared] for curve in curves])
-    axes.plot(shared, values.mean(axis=0), color=variant.colour, lw=2, label=variant.title)
-    axes.fill_between(shared, values.min(axis=0), values.max(axis=0), color=variant.colour, alpha=0.18, lw=0)
-
-
 def plot(runs: Sequence[Run], variants: Sequence[Variant]) -> Figure:
     """Held-out accuracy, reverse KL and reward of all variants."""
     figure = Figure(figsize=(16, 4.6), layout="constrained")
-    accuracy, kl, reward = figure.subplots(1, 3)
+    accuracy_axes, kl_axes, reward_axes = figure.subplots(1, 3)
     for variant in variants:
         mine = [run for run in runs if run.variant == variant]
-        band(accuracy, [accuracy_of(run) for run in mine], variant)
-        band(kl, [series(run.rows, "opd/reverse_kl", 0) for run in mine], variant)
-        band(reward, [series(run.rows, "rollout/reward", 0) for run in mine], variant)
+        look = {"colour": variant.colour, "label": variant.title}
+        band(accuracy_axes, [accuracy(run.rows, run.summary) for run in mine], **look)
+        band(kl_axes, [series(run.rows, "opd/reverse_kl", 0) for run in mine], **look)
+        band(reward_axes, [series(run.rows, "rollout/reward", 0) for run in mine], **look)
     teachers = {run.summary["evaluation"]["teacher"].get(DATASET) for run in runs} - {None}
     for teacher in teachers:
-        accuracy.axhline(teacher, color="black", ls="--", lw=1.2, label=f"teacher: {teacher:.1%}")
-    accuracy.set_title("Held-out accuracy (greedy)", loc="left")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    kl.set_title("Reverse KL to the teacher, nats per token", loc="left")
-    kl.set_yscale("symlog", linthresh=1e-4)
-    reward.set_title("Reward of the samples", loc="left")
-    for axes in (accuracy, kl, reward):
-        axes.set_xlabel("optimizer steps done")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    accuracy.legend(loc="lower right", fontsize=9)
+        accuracy_axes.axhline(teacher, color="black", ls="--", lw=1.2, label=f"teacher: {teacher:.1%}")
+    finish(accuracy_axes, "Held-out accuracy (greedy)")
+    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    finish(kl_axes, "Reverse KL to the teacher, nats per token")
+    kl_axes.set_yscale("symlog", linthresh=1e-4)
+    finish(reward_axes, "Reward of the samples")
+    accuracy_axes.legend(loc="lower right", fontsize=9)
     return figure
 
 

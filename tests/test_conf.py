@@ -88,7 +88,10 @@ def test_an_option_repeats_no_default(file: Path) -> None:
 def test_an_experiment_repeats_no_default(file: Path, compose: Composer) -> None:
     defaults = yaml.safe_load(file.read_text()).get("defaults", [])
     choices = [
-        f"{k.removeprefix('override /')}={v}" for entry in defaults if isinstance(entry, dict) for k, v in entry.items()
+        f"{k.removeprefix('override /')}={v}".replace("/", "+", 1 if k.startswith("/") else 0)
+        for entry in defaults
+        if isinstance(entry, dict)
+        for k, v in entry.items()
     ]
     without = compose.compose(["~experiment", *choices])
     for key, value in written(file).items():

@@ -19,6 +19,7 @@ from opd_trainer.megatron.memory import (
 )
 from opd_trainer.memory.job import Apart, Engine, Job, Part
 from opd_trainer.model.config import Dtype
+from opd_trainer.rollout.config import RolloutMode
 from opd_trainer.rollout.embedded.generation import slots_needed
 
 
@@ -245,7 +246,9 @@ def _engine(
     prefill = max(rollout.prefill_tokens, rollout.max_prompt_tokens)
     prefill = min(prefill, engine.rows * rollout.max_prompt_tokens) * wide
     drawing = rows * shape.vocab_size * FP32 * DRAW_COPIES
-    yield Item(f"{name}: prefill or logits (estimate)", frozenset({Phase.rollout}), max(prefill, drawing))
+    # One step off, the engine generates while the student learns.
+    busy = {Phase.rollout} if rollout.mode is RolloutMode.sync else {Phase.rollout, Phase.score, Phase.update}
+    yield Item(f"{name}: prefill or logits (estimate)", frozenset(busy), max(prefill, drawing))
 
 
 def _whole(part: Part) -> int:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from opd_trainer.sweep.results import Setting
-from opd_trainer.tracking.curves import Series, series
+from opd_trainer.tracking.curves import SMOOTH_ABOVE, Series, series
 from opd_trainer.tracking.summary import Evaluated
 
 Row = Mapping[str, Any]
@@ -47,12 +47,17 @@ def accuracy(rows: Sequence[Row], summary: Mapping[str, Any] | None) -> Series:
     return Series(np.asarray(steps), np.asarray([points[x] for x in steps]))
 
 
+def smooth(curve: Series) -> Series:
+    """A moving average, of curves long enough for one."""
+    return curve.smoothed() if len(curve.x) > SMOOTH_ABOVE else curve
+
+
 def draw(settings: Sequence[Setting], title: str) -> Figure:
     """Held-out accuracy, reverse KL and reward of every setting; those that nothing was measured of are left out."""
     panels = {
         "Held-out accuracy": lambda outcome: accuracy(outcome.rows, outcome.summary),
-        "Reverse KL to the teacher, nats per token": lambda outcome: series(outcome.rows, "opd/reverse_kl", 0),
-        "Reward of the samples": lambda outcome: series(outcome.rows, "rollout/reward", 0),
+        "Reverse KL to the teacher, nats per token": lambda outcome: smooth(series(outcome.rows, "opd/reverse_kl", 0)),
+        "Reward of the samples": lambda outcome: smooth(series(outcome.rows, "rollout/reward", 0)),
     }
     curves = {
         name: [[measure(outcome) for outcome in setting.outcomes] for setting in settings]
