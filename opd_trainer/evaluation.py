@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from opd_trainer.eval.evaluator import Evaluator
 from opd_trainer.experience import Judge, judged
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner, RolloutEngine
+from opd_trainer.references import Reference, reference_batch
 from opd_trainer.requests import requests_for
 from opd_trainer.tracking.summary import Evaluated
 from opd_trainer.tracking.tracker import Tracker
@@ -60,12 +61,37 @@ class ReverseKlProbe:
 
 
 @dataclass(slots=True)
+class ReferenceProbe:
+    """Negative log-likelihood of reference responses to held-out prompts.
+
+    Attributes:
+        references: by dataset.
+        learner: has the models.
+        has_teacher: whether an inline teacher is among them.
+    """
+
+    references: Mapping[str, Sequence[Reference]]
+    learner: Learner
+    has_teacher: bool
+
+    async def measure(self, model: str) -> dict[str, float]:
+        """Nats per token of "student" or "teacher", mean over all tokens of the responses of each dataset."""
+        found = {}
+        for name, references in self.references.items():
+            batch = reference_batch(references)
+            log_probs = await self.learner.score(batch, model)
+            found[name] = -float(log_probs[batch.mask].double().mean())
+        return found
+
+
+@dataclass(slots=True)
 class RunEvaluation:
     """When and how a run is evaluated; implements what the loop asks for.
 
     Attributes:
         evaluator: grades answers to held-out prompts.
-        probe: measures the reverse KL; None without an inline teacher.
+        probe: measures the reverse KL; None without a teacher.
+        reference: measures the likelihood of reference responses; None where there are none.
         engine: has the student's weights.
         tracker: keeps the results for the summary.
         every: steps between evaluations; 0 evaluates only after the last step.
@@ -74,6 +100,7 @@ class RunEvaluation:
 
     evaluator: Evaluator
     probe: ReverseKlProbe | None
+    reference: ReferenceProbe | None
     engine: RolloutEngine
     tracker: Tracker
     every: int
@@ -91,16 +118,23 @@ class RunEvaluation:
             metrics = await self._graded(self.engine, f"{step:07d}")
             if self.probe is not None:
                 metrics.put(PROBE, await self.probe.measure(self.engine))
+            likelihood = {} if self.reference is None else await self.reference.measure("student")
+            for name, value in likelihood.items():
+                metrics.put(f"eval/{name}/reference_nll", value)
         values = metrics.values()
         if who is not None:
-            self.tracker.evaluated(who, self.evaluator.accuracy(values), values.get(PROBE))
+            self.tracker.evaluated(who, self.evaluator.accuracy(values), values.get(PROBE), likelihood)
         return metrics
 
     async def teacher(self, engine: RolloutEngine) -> None:
         """Evaluates the teacher, with an engine of its own that has its weights."""
         with self.tracker.time("evaluate"):
             metrics = await self._graded(engine, "teacher")
-        self.tracker.evaluated(Evaluated.teacher, self.evaluator.accuracy(metrics.values()))
+            likelihood = {}
+            if self.reference is not None and self.reference.has_teacher:
+                likelihood = await self.reference.measure("teacher")
+        accuracy = self.evaluator.accuracy(metrics.values())
+        self.tracker.evaluated(Evaluated.teacher, accuracy, reference_nll=likelihood)
 
     async def _graded(self, engine: RolloutEngine, label: str) -> Metrics:
         report = await self.evaluator.run(engine)

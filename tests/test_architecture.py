@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model", "objective"),
     ("estimator", "opd"),
     ("loss", "divergence"),
-    ("protocols", "metrics", "files", "requests", "collation", "sample_state", "interruption"),
+    ("protocols", "metrics", "files", "requests", "collation", "sample_state", "interruption", "references"),
     ("updates",),
     ("types",),
     ("jagged", "vocabulary"),

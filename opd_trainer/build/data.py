@@ -1,11 +1,13 @@
 """Training and held-out prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opd_trainer.build.vocabulary import Vocabulary
 from opd_trainer.config import Config
 from opd_trainer.data.prompts import PromptSet, check_disjoint, load_prompts, load_training_sets
 from opd_trainer.data.stream import PromptStream
+from opd_trainer.references import Referee, Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +47,32 @@ def load_held_out(config: Config, vocabulary: Vocabulary) -> list[PromptSet]:
         load_prompts(data, vocabulary.tokenizer, name=name, max_prompt_tokens=limit).first(config.eval.n_prompts)
         for name, data in config.eval.datasets.items()
     ]
+
+
+def referee(vocabulary: Vocabulary, key: str, option: str, *, is_label: bool = False) -> Referee:
+    """Finds the responses in column `key`, which the option named `option` has chosen."""
+    tokenizer = vocabulary.tokenizer
+    return Referee(
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        eos_token_id=tokenizer.eos_token_id,
+        key=key,
+        option=option,
+        is_label=is_label,
+    )
+
+
+def references_of(config: Config, vocabulary: Vocabulary, held_out: Sequence[PromptSet]) -> dict[str, list[Reference]]:
+    """Reference responses to the held-out prompts by dataset; none unless `eval.reference_key` asks for them.
+
+    Raises:
+        DataError: a row has none.
+    """
+    key = config.eval.reference_key
+    if key is None:
+        return {}
+    found = {}
+    for one in held_out:
+        is_label = config.eval.datasets[one.name].label_key == key
+        find = referee(vocabulary, key, "eval.reference_key", is_label=is_label)
+        found[one.name] = [find(prompt) for prompt in one.prompts]
+    return found

@@ -32,3 +32,7 @@ class EvalConfig:
     """Evaluate a Megatron teacher once as well, with an engine of its own."""
     reverse_kl_prompts: int = 64
     """Held-out prompts for the reverse KL before and after, measured on samples of the student; 0 for none."""
+    reference_key: str | None = None
+    """Column of the held-out datasets with a reference response (their label column, or another one): the negative
+    log-likelihood that the student and an inline teacher give it is measured, nats per token, at
+    `rollout.temperature`; null measures none."""

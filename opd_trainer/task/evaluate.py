@@ -3,14 +3,14 @@
 import contextlib
 from pathlib import Path
 
-from opd_trainer.build.data import load_held_out
+from opd_trainer.build.data import load_held_out, references_of
 from opd_trainer.build.learner import build_learner
 from opd_trainer.build.rollout import build_engine, evaluation_sampling
 from opd_trainer.build.vocabulary import vocabulary_of
 from opd_trainer.build.workers import Workers
 from opd_trainer.config import Config
 from opd_trainer.eval.evaluator import Evaluator
-from opd_trainer.evaluation import RunEvaluation
+from opd_trainer.evaluation import ReferenceProbe, RunEvaluation
 from opd_trainer.reward.pool import RewardPool
 from opd_trainer.tracking.summary import Evaluated
 from opd_trainer.tracking.tracker import Tracker
@@ -24,6 +24,7 @@ async def evaluate(config: Config, output_dir: Path, tracker: Tracker) -> None:
     learner = build_learner(config, vocabulary, workers)
     engine = build_engine(config, vocabulary, workers, output_dir)
     reward = RewardPool(config.reward, config.rollout.samples_per_prompt)
+    references = references_of(config, vocabulary, held_out)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(reward.close)
         for part in (learner, engine):
@@ -34,6 +35,7 @@ async def evaluate(config: Config, output_dir: Path, tracker: Tracker) -> None:
         evaluation = RunEvaluation(
             evaluator=Evaluator(config.eval, held_out, reward, sampling, config.seed),
             probe=None,
+            reference=ReferenceProbe(references, learner, has_teacher=False) if references else None,
             engine=engine,
             tracker=tracker,
             every=0,

@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from opd_trainer.build.data import load_data
+from opd_trainer.build.data import load_data, referee, references_of
 from opd_trainer.build.learner import build_learner, checkpoints_of
 from opd_trainer.build.rollout import build_engine, evaluation_sampling
 from opd_trainer.build.vocabulary import vocabulary_of
@@ -13,7 +13,7 @@ from opd_trainer.checkpoint import Checkpoints
 from opd_trainer.config import Config
 from opd_trainer.controller import Controller
 from opd_trainer.eval.evaluator import Evaluator
-from opd_trainer.evaluation import RunEvaluation
+from opd_trainer.evaluation import ReferenceProbe, RunEvaluation
 from opd_trainer.memory.start import announce
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner
@@ -59,6 +59,7 @@ async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
     learner = build_learner(config, vocabulary, workers)
     engine = build_engine(config, vocabulary, workers, output_dir)
     reward = RewardPool(config.reward, config.rollout.samples_per_prompt)
+    references = references_of(config, vocabulary, prompts.held_out)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(reward.close)
         for part in (learner, engine):
@@ -69,6 +70,7 @@ async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
         evaluation = RunEvaluation(
             evaluator=Evaluator(config.eval, prompts.held_out, reward, sampling, config.seed),
             probe=None,
+            reference=ReferenceProbe(references, learner, has_teacher=False) if references else None,
             engine=engine,
             tracker=tracker,
             every=config.task.eval_every,
@@ -77,9 +79,7 @@ async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
         controller = Controller(
             experience=SupervisedExperience(
                 stream=prompts.stream(),
-                encode=lambda text: vocabulary.tokenizer(text, add_special_tokens=False)["input_ids"],
-                eos_token_id=vocabulary.tokenizer.eos_token_id,
-                response_key=config.task.response_key,
+                reference=referee(vocabulary, config.task.response_key, "task.response_key"),
                 batch_size=config.task.batch_size,
             ),
             objective=SupervisedObjective(),

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from opd_trainer.build.data import load_data
+from opd_trainer.build.data import load_data, references_of
 from opd_trainer.build.learner import build_learner, build_objective, checkpoints_of
 from opd_trainer.build.rollout import build_engine, build_teacher_engine, evaluation_sampling, sampling_of
 from opd_trainer.build.teachers import DEFAULT_TEACHER, build_dedicated_teachers, build_server_teachers
@@ -15,7 +15,7 @@ from opd_trainer.config import Config
 from opd_trainer.controller import Controller
 from opd_trainer.errors import WorkerDied
 from opd_trainer.eval.evaluator import Evaluator
-from opd_trainer.evaluation import ReverseKlProbe, RunEvaluation
+from opd_trainer.evaluation import ReferenceProbe, ReverseKlProbe, RunEvaluation
 from opd_trainer.experience import OnPolicyExperience
 from opd_trainer.interruption import interruptible
 from opd_trainer.memory.start import announce
@@ -62,6 +62,8 @@ async def _train(config: Config, output_dir: Path, tracker: Tracker, asked_to_st
     reward = RewardPool(config.reward, config.rollout.samples_per_prompt)
     sampling = sampling_of(config, vocabulary)
     probed = [prompt for held_out in prompts.held_out for prompt in held_out.prompts][: config.eval.reverse_kl_prompts]
+    references = references_of(config, vocabulary, prompts.held_out)
+    inline = config.opd.type is OpdType.megatron and not dedicated
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(reward.close)
         for part in (*teachers, learner, engine):
@@ -91,6 +93,7 @@ async def _train(config: Config, output_dir: Path, tracker: Tracker, asked_to_st
             probe=ReverseKlProbe(probed, sampling, config.seed, learner, teachers)
             if config.opd.on and probed
             else None,
+            reference=ReferenceProbe(references, learner, inline) if references else None,
             engine=engine,
             tracker=tracker,
             every=config.eval.every,

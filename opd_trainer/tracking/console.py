@@ -85,6 +85,10 @@ def result_table(summary: Summary) -> Table:
         fall = f"{first / last:.1f} times lower" if first is not None and last > 0 else ""
         table.add_row("reverse KL last", significant(last), fall)
     table.add_section()
+    for who, label in NAMES.items():
+        for dataset, nll in sorted(results.reference_nll.get(who, {}).items()):
+            table.add_row(f"NLL {label}", significant(nll), f"nats per token, reference responses of {dataset}")
+    table.add_section()
     total = summary.wall_s["total"]
     table.add_row("wall time", f"{total:.1f} s", f"{summary.steps} steps")
     for name, seconds in summary.wall_s.items():

@@ -30,22 +30,26 @@ class Results:
     Attributes:
         evaluation: pass@1 by dataset, of everybody who was evaluated.
         reverse_kl: mean reverse KL per token on fixed held-out prompts, nats, of the student before and after.
+        reference_nll: negative log-likelihood per token of reference responses by dataset, nats.
     """
 
     evaluation: dict[Evaluated, dict[str, float]] = field(default_factory=dict)
     reverse_kl: dict[Evaluated, float] = field(default_factory=dict)
+    reference_nll: dict[Evaluated, dict[str, float]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         return {
             "evaluation": {who.value: dict(scores) for who, scores in self.evaluation.items()},
             "reverse_kl": {who.value: value for who, value in self.reverse_kl.items()},
+            "reference_nll": {who.value: dict(values) for who, values in self.reference_nll.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.evaluation = {Evaluated(who): dict(scores) for who, scores in state["evaluation"].items()}
         self.reverse_kl = {Evaluated(who): value for who, value in state["reverse_kl"].items()}
+        self.reference_nll = {Evaluated(who): dict(values) for who, values in state["reference_nll"].items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +74,12 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """The documented shape; what was not measured is null, or missing from its mapping of datasets."""
-        evaluation, reverse_kl = self.results.evaluation, self.results.reverse_kl
+        evaluation, reverse_kl, nll = self.results.evaluation, self.results.reverse_kl, self.results.reference_nll
         return finite(
             {
                 "evaluation": {who.value: evaluation.get(who, {}) for who in Evaluated},
                 "reverse_kl": {"first": reverse_kl.get(Evaluated.before), "last": reverse_kl.get(Evaluated.after)},
+                "reference_nll": {who.value: nll.get(who, {}) for who in Evaluated},
                 **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "results"},
             }
         )

@@ -106,17 +106,26 @@ class Tracker:
         """Like `StepLog.time`, for what happens outside the steps."""
         return self._wall.time(Phase(phase))
 
-    def evaluated(self, who: Evaluated, scores: Mapping[str, float], reverse_kl: float | None = None) -> None:
+    def evaluated(
+        self,
+        who: Evaluated,
+        scores: Mapping[str, float],
+        reverse_kl: float | None = None,
+        reference_nll: Mapping[str, float] | None = None,
+    ) -> None:
         """Keeps a held-out evaluation for the summary.
 
         Args:
             who: whose answers were graded.
             scores: pass@1 by dataset.
             reverse_kl: mean reverse KL per token on the fixed held-out prompts, nats, where it was measured.
+            reference_nll: negative log-likelihood per token of reference responses by dataset, nats.
         """
         self.results.evaluation[who] = dict(scores)
         if reverse_kl is not None:
             self.results.reverse_kl[who] = reverse_kl
+        if reference_nll:
+            self.results.reference_nll[who] = dict(reference_nll)
         for sink in self._sinks:
             sink.evaluated(who, self.results)
 

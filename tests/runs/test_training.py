@@ -1,5 +1,6 @@
 """What a run leaves behind, and what must hold of its numbers."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 import torch
 
 from tests.runs.runs import column, distil, launch, save_model, steps, summary, world
+
+REFERENCES = "eval.reference_key=response"
+KEYS = ("prompt", "response")
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +21,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(small: Path) -> Path:
     output = small / "finished"
-    assert launch(small, output, *distil(small)) == 0
+    assert launch(small, output, *distil(small), REFERENCES) == 0
     return output
 
 
@@ -55,8 +59,25 @@ def test_the_exported_student_loads_in_transformers_and_has_moved(finished: Path
     assert AutoTokenizer.from_pretrained(finished / "model").vocab_size > 0
 
 
+def test_the_likelihood_of_reference_responses_is_that_of_transformers(finished: Path, small: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [json.loads(line) for line in (small / "data" / "heldout.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(small / "student")
+    found = summary(finished)["reference_nll"]
+    for who, folder in (("before", small / "student"), ("after", finished / "model"), ("teacher", small / "teacher")):
+        model, losses = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
+        for row in rows:
+            prompt, response = (tokenizer(row[key], add_special_tokens=False)["input_ids"] for key in KEYS)
+            tokens = torch.tensor([[*prompt, *response, tokenizer.eos_token_id]])
+            with torch.no_grad():
+                log_p = model(tokens).logits[0, :-1].log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0]
+            losses.append(-log_p[len(prompt) - 1 :])
+        assert found[who]["heldout"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-4), who
+
+
 def test_the_same_seed_gives_the_same_numbers(small: Path, finished: Path) -> None:
-    assert launch(small, small / "again", *distil(small)) == 0
+    assert launch(small, small / "again", *distil(small), REFERENCES) == 0
     assert steps(small / "again") == steps(finished)
 
 

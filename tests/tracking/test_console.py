@@ -62,6 +62,15 @@ def test_the_table_of_a_run_without_teacher_claims_nothing() -> None:
     assert "reverse KL" not in text
 
 
+def test_the_table_has_the_likelihood_of_references() -> None:
+    text = printed(Results(reference_nll={Evaluated.before: {"gsm8k": 2.65}, Evaluated.after: {"gsm8k": 1.5}}))
+    rows = [line.split("│")[1:3] for line in text.splitlines() if "NLL" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["NLL student before", "2.65"],
+        ["NLL student after", "1.5"],
+    ]
+
+
 @pytest.mark.parametrize("last", [0.0, -0.001, float("nan")])
 def test_a_reverse_kl_at_its_floor_is_not_turned_into_a_ratio(last: float) -> None:
     text = printed(Results(reverse_kl={Evaluated.before: 0.5, Evaluated.after: last}))

@@ -115,7 +115,7 @@ def test_the_summary_is_the_documented_interface(tmp_path: Path) -> None:
     clock = Clock()
     tracker = tracker_of(RunFiles(tmp_path, 0), clock=clock)
     tracker.evaluated(Evaluated.teacher, {"heldout": 0.96})
-    tracker.evaluated(Evaluated.before, {"heldout": 0.5}, reverse_kl=0.25)
+    tracker.evaluated(Evaluated.before, {"heldout": 0.5}, reverse_kl=0.25, reference_nll={"heldout": 1.5})
     with tracker.step(0) as log, log.time("rollout"):
         clock.now += 2
     clock.now += 1
@@ -124,6 +124,7 @@ def test_the_summary_is_the_documented_interface(tmp_path: Path) -> None:
     assert json.loads((tmp_path / SUMMARY).read_text()) == {
         "evaluation": {"before": {"heldout": 0.5}, "after": {"heldout": 0.9}, "teacher": {"heldout": 0.96}},
         "reverse_kl": {"first": 0.25, "last": None},
+        "reference_nll": {"before": {"heldout": 1.5}, "after": {}, "teacher": {}},
         "steps": 1,
         "wall_s": {"total": 3.0, "rollout": 2.0, "teacher": 0, "update": 0, "sync": 0, "evaluate": 0, "other": 1.0},
         "config_hash": "c0ffee",
