@@ -157,6 +157,24 @@ def _entropy(axes: Axes, rows: Sequence[Row], results: Results) -> None:
             _line(axes, data, unit="nats per token", colour=PURPLE)
 
 
+def _critic(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+    _line(
+        axes,
+        series(rows, "train/explained_variance", 0),
+        unit="explained variance of the returns",
+        colour=BLUE,
+        label="explained variance",
+    )
+    # Far below 0 before the critic has learned anything, which must not flatten what comes later.
+    axes.set_ylim(-1.0, 1.05)
+    losses = axes.twinx()
+    _line(losses, series(rows, "train/value_loss", 0), unit="value loss", colour=ORANGE, label="value loss")
+    losses.spines["top"].set_visible(False)
+    losses.set_ylim(bottom=0)
+    handles = [handle for both in (axes, losses) for handle in both.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, loc="lower right", fontsize=9, framealpha=0.9)
+
+
 def _loss(axes: Axes, rows: Sequence[Row], results: Results) -> None:
     _line(axes, series(rows, "train/loss", 0), unit="loss of the step", colour=BLUE)
 
@@ -192,6 +210,7 @@ PANELS = (
     Panel("Held-out accuracy", _accuracy, ("eval/",), lambda results: bool(results.evaluation)),
     Panel("Reverse KL to the teacher", _reverse_kl, ("opd/reverse_kl",), lambda results: bool(results.reverse_kl)),
     Panel("Response length", _length, ("rollout/response_length/mean",)),
+    Panel("Critic", _critic, ("train/explained_variance", "train/value_loss")),
     Panel("Entropy of the student", _entropy, ENTROPY),
     Panel("Step time", _step_time, ("perf/step_time",)),
     Panel("Loss", _loss, ("train/loss",)),

@@ -99,6 +99,16 @@ def test_a_panel_for_everything_that_was_measured() -> None:
     assert titles(without_teacher) == ["Reward", "Response length", "Entropy of the student", "Step time", "Loss"]
 
 
+def test_a_critic_has_a_panel_of_its_own() -> None:
+    figure = draw(rows(3, **{"train/explained_variance": 0.4, "train/value_loss": 0.2}), Results(), "t")
+    assert "Critic" in titles(figure)
+    axes = panel(figure, "Critic")
+    assert axes.get_lines()[0].get_ydata().tolist() == [0.4] * 3
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["explained variance", "value loss"]
+    (losses,) = [other for other in figure.axes if other is not axes and other.bbox.bounds == axes.bbox.bounds]
+    assert losses.get_lines()[0].get_ydata().tolist() == [0.2] * 3
+
+
 def test_supervised_steps_show_what_they_have() -> None:
     lines = [{"step": step, "train/loss": 1.0, "train/entropy": 0.5, "eval/heldout/pass@1": 0.1} for step in range(3)]
     figure = draw(lines, Results(), "t")
