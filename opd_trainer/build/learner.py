@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from opd_trainer.build.teachers import teachers_of
+from opd_trainer.build.roster import teachers_of
 from opd_trainer.build.vocabulary import Vocabulary
 from opd_trainer.build.workers import Workers
 from opd_trainer.checkpoint import Checkpoints

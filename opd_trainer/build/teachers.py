@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from opd_trainer.build.data import Prompts
+from opd_trainer.build.roster import DEFAULT_TEACHER, dedicated_layout, teachers_of
 from opd_trainer.build.workers import Workers
 from opd_trainer.config import Config
-from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.micro_batch import Scoring
 from opd_trainer.megatron.scorer import MegatronScorer
 from opd_trainer.megatron.scoring_worker import ScoringSpec
@@ -14,20 +14,14 @@ from opd_trainer.model.identity import profile
 from opd_trainer.opd.config import OpdType
 from opd_trainer.sglang.fleet import Fleet
 from opd_trainer.teacher.config import DedicatedTeacher as DedicatedTeacherConfig
-from opd_trainer.teacher.config import ServerTeacher, SglangManagedTeacher, TeacherConfig
+from opd_trainer.teacher.config import ServerTeacher, SglangManagedTeacher
 from opd_trainer.teacher.dedicated import DedicatedTeacher
 from opd_trainer.teacher.inline import checked_teacher
 from opd_trainer.teacher.preflight import Student
 from opd_trainer.teacher.sglang import SglangTeacher
 
-DEFAULT_TEACHER = "default"
 NUM_PROBES = 4
 """Prompts of the training data that a server teacher scores before the first step."""
-
-
-def teachers_of(config: Config) -> dict[str, TeacherConfig]:
-    """Every teacher by name; none when OPD is off."""
-    return {DEFAULT_TEACHER: config.teacher, **config.teachers} if config.opd.on else {}
 
 
 def build_dedicated_teachers(config: Config, workers: Workers) -> dict[str, DedicatedTeacher]:
@@ -52,26 +46,12 @@ def _dedicated_teacher(
     scoring = Scoring(temperature, megatron.log_prob_chunk_tokens)
     spec = ScoringSpec(model=checked.settings, megatron=megatron, scoring=scoring, seed=config.seed)
     scorer = MegatronScorer(
-        workers.dedicated(spec, f"teacher {name}", teacher.num_workers),
+        workers.dedicated(spec, name, teacher),
         # Alone in its micro-batch a sequence has log-probs that do not depend on which others arrived with it.
         max_tokens=teacher.max_tokens_per_device * teacher.context_parallel if teacher.pack else 1,
         bucket_bytes=config.rollout.bucket_bytes,
     )
     return DedicatedTeacher(scorer, checked.identity, temperature=temperature, name=name)
-
-
-def dedicated_layout(teacher: DedicatedTeacherConfig, config: Config) -> MegatronConfig:
-    """The parallel layout of a teacher's own workers."""
-    return MegatronConfig(
-        tensor_parallel=teacher.tensor_parallel,
-        pipeline_parallel=teacher.pipeline_parallel,
-        context_parallel=teacher.context_parallel,
-        expert_parallel=teacher.expert_parallel,
-        sequence_parallel=teacher.sequence_parallel,
-        max_tokens_per_device=teacher.max_tokens_per_device,
-        log_prob_chunk_tokens=config.megatron.log_prob_chunk_tokens,
-        timeout_s=config.megatron.timeout_s,
-    )
 
 
 def build_server_teachers(config: Config, prompts: Prompts, output_dir: Path) -> dict[str, SglangTeacher]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from opd_trainer.build.learner import critic_of, reference_of
 from opd_trainer.build.rollout import sampling_of
-from opd_trainer.build.teachers import DEFAULT_TEACHER, dedicated_layout, teachers_of
+from opd_trainer.build.roster import DEFAULT_TEACHER, dedicated_layout, teachers_of
 from opd_trainer.build.vocabulary import Vocabulary
 from opd_trainer.cluster.config import RayCluster
 from opd_trainer.config import Config

@@ -1,13 +1,14 @@
 """What a run says about its memory before anything is loaded."""
 
 from opd_trainer.build.vocabulary import Vocabulary
-from opd_trainer.cluster.config import RayCluster
+from opd_trainer.cluster.config import Layout, RayCluster
 from opd_trainer.config import Config
 from opd_trainer.memory.capacity import measured
 from opd_trainer.memory.fit import refuse
 from opd_trainer.memory.job import job_of
 from opd_trainer.memory.plan import plan
 from opd_trainer.memory.report import short
+from opd_trainer.rollout.config import EmbeddedRollout
 from opd_trainer.task.config import TrainTask
 
 
@@ -26,5 +27,9 @@ def announce(config: Config, vocabulary: Vocabulary) -> None:
 
 def device_share(config: Config) -> float:
     """The part of a GPU that a process may fill."""
-    asked = config.cluster.gpus_per_worker if isinstance(config.cluster, RayCluster) else None
-    return 1.0 if not asked else min(1.0, asked)
+    cluster = config.cluster
+    if not isinstance(cluster, RayCluster):
+        return 1.0
+    shared = cluster.layout is Layout.colocate and isinstance(config.rollout, EmbeddedRollout)
+    asked = 1.0 if cluster.gpus_per_worker is None else cluster.gpus_per_worker
+    return min(1.0, asked or 1.0) * (0.5 if shared else 1.0)

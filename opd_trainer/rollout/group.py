@@ -1,26 +1,45 @@
 """Several embedded engines as one: requests are dealt to the workers of a group, samples stream back as they finish."""
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
 
+from opd_trainer.errors import WorkerDied
 from opd_trainer.protocols import WorkerGroup
 from opd_trainer.rollout.embedded.worker import Progress
 from opd_trainer.types import Request, Sample, Sampling, WeightStream
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 """How long workers decode between two collections; finished samples wait at most this long."""
 
 
+class ReplaceableGroup(WorkerGroup, Protocol):
+    """Workers that have nothing to do with each other, so that one can be replaced."""
+
+    async def replace_dead(self) -> list[int]:
+        """Makes and starts new workers for those that died; the ranks that are new."""
+        ...
+
+
 class EngineGroup:
     """Implements `RolloutEngine` over a group of `EmbeddedWorker`.
 
-    A sample depends only on its request and the weights, so the number of workers does not show in the samples.
+    A sample depends only on its request and the weights, so that neither the number of workers nor the death of one
+    shows in the samples.
 
     Args:
         group: the workers.
+        max_restarts: how often workers that died are replaced; with 0 their weights need not be kept here.
     """
 
-    def __init__(self, group: WorkerGroup) -> None:
+    def __init__(self, group: ReplaceableGroup, *, max_restarts: int = 0) -> None:
         self._group = group
+        self._restarts_left = max_restarts
+        self._version = 0
+        self._buckets: list[Any] = []
 
     async def start(self) -> None:
         """Creates and starts the workers."""
@@ -30,11 +49,22 @@ class EngineGroup:
         """Yields each sample soon after it finishes; see `EmbeddedWorker.begin` and `poll` for the errors.
 
         Raises:
-            WorkerError: a worker died or did not answer.
+            WorkerError: a worker died or did not answer, more often than `max_restarts`.
         """
+        missing = {(request.prompt.id, request.index): request for request in requests}
+        while missing:
+            try:
+                async with aclosing(self._generate(list(missing.values()), sampling)) as samples:
+                    async for sample in samples:
+                        del missing[sample.prompt.id, sample.index]
+                        yield sample
+            except WorkerDied as error:
+                await self._replace_dead(error)
+
+    async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> AsyncGenerator[Sample, None]:
         shares = deal(requests, self._group.size, sampling.max_response_tokens)
         await self._group.call_each("begin", [(share, sampling) for share in shares])
-        done = False
+        done = died = False
         try:
             while not done:
                 progress: list[Progress] = await self._group.call("poll", POLL_SECONDS)
@@ -42,15 +72,52 @@ class EngineGroup:
                 for worker in progress:
                     for sample in worker.samples:
                         yield sample
+        except WorkerDied:
+            died = True
+            raise
         finally:
-            if not done:
+            if not done and not died:
                 await self._group.call("cancel")
 
     async def load(self, weights: WeightStream) -> None:
         """Sends new weights to every worker; see `EmbeddedWorker.load_bucket` and `commit` for the errors."""
+        self._version, self._buckets = weights.version, []
+        died: WorkerDied | None = None
         async for bucket in weights.buckets:
-            await self._group.call("load_bucket", bucket)
-        await self._group.call("commit", weights.version)
+            if self._restarts_left:
+                self._buckets.append(bucket)
+            if died is None:
+                try:
+                    await self._group.call("load_bucket", bucket)
+                except WorkerDied as error:
+                    if not self._restarts_left:
+                        raise
+                    died = error
+        try:
+            if died is not None:
+                raise died
+            await self._group.call("commit", weights.version)
+        except WorkerDied as error:
+            await self._replace_dead(error)
+
+    async def _replace_dead(self, error: WorkerDied) -> None:
+        """New workers for dead ones, and the current weights for all: some may have a part of them only."""
+        while True:
+            if self._restarts_left == 0:
+                raise error
+            self._restarts_left -= 1
+            try:
+                replaced = await self._group.replace_dead()
+                log.warning("%s\nrollout workers %s are new; the run goes on", error, replaced)
+                await self._group.call("cancel")
+                for bucket in self._buckets:
+                    await self._group.call("load_bucket", bucket)
+                if self._buckets:
+                    await self._group.call("commit", self._version)
+            except WorkerDied as again:
+                error = again
+            else:
+                return
 
     async def close(self) -> None:
         """Releases everything. Safe to call twice."""

@@ -1,4 +1,4 @@
-"""What of a run can be looked at before it waits in a queue: all of `task=preflight` that asks no GPU and no server."""
+"""What of a run can be looked at before it waits in a queue: all of `task=preflight` without GPU and servers."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from opd_trainer.demo.prepare import folder_of, with_real_paths
 from opd_trainer.run_record import plain
 from opd_trainer.slurm.submit import ToRun
 from opd_trainer.task.config import TrainTask
-from opd_trainer.task.preflight import check_inputs
+from opd_trainer.task.preflight import check_inputs, tell_placement
 
 SEEN_BY_PREFLIGHT = (
     "model",
@@ -38,6 +38,7 @@ def look_at(runs: Sequence[ToRun]) -> None:
         if key in seen or not isinstance(config.task, TrainTask):
             continue
         seen.add(key)
+        tell_placement(config)
         real = _with_files(config)
         if real is None:
             print("the demo's models are not there yet: the job makes them, and looks at them then", flush=True)

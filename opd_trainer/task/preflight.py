@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from opd_trainer.build.data import Prompts, load_data
-from opd_trainer.build.teachers import build_server_teachers, teachers_of
+from opd_trainer.build.placement import planned
+from opd_trainer.build.roster import teachers_of
+from opd_trainer.build.teachers import build_server_teachers
 from opd_trainer.build.vocabulary import Vocabulary, vocabulary_of
+from opd_trainer.cluster.placement import describe
 from opd_trainer.config import Config
 from opd_trainer.memory.capacity import Capacity, measured, stated
 from opd_trainer.memory.fit import refuse
@@ -40,7 +43,19 @@ async def preflight(config: Config, output_dir: Path) -> None:
     print(short(planned, capacity))
     if config.task.check_memory:
         refuse(job, capacity, device_share=device_share(config))
+    tell_placement(config)
     print(f"ready: {counted(prompts)}; models, teachers and layout fit")
+
+
+def tell_placement(config: Config) -> None:
+    """Prints who would sit where.
+
+    Raises:
+        PreflightError: there is too little of something.
+    """
+    placement = planned(config)
+    if placement is not None:
+        print("\n".join(describe(placement)))
 
 
 def inputs_of(config: Config) -> tuple[Vocabulary, Prompts]:

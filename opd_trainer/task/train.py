@@ -7,7 +7,8 @@ from pathlib import Path
 from opd_trainer.build.data import load_data, references_of
 from opd_trainer.build.learner import build_learner, build_objective, checkpoints_of
 from opd_trainer.build.rollout import build_engine, build_teacher_engine, evaluation_sampling, sampling_of
-from opd_trainer.build.teachers import DEFAULT_TEACHER, build_dedicated_teachers, build_server_teachers
+from opd_trainer.build.roster import DEFAULT_TEACHER
+from opd_trainer.build.teachers import build_dedicated_teachers, build_server_teachers
 from opd_trainer.build.vocabulary import vocabulary_of
 from opd_trainer.build.workers import Workers
 from opd_trainer.cluster.config import RayCluster, SlurmCluster
@@ -23,6 +24,7 @@ from opd_trainer.opd.config import OpdType
 from opd_trainer.prefetch import OneStepOffExperience, SettledEngine
 from opd_trainer.reward.pool import RewardPool
 from opd_trainer.rollout.config import RolloutMode
+from opd_trainer.teacher.dedicated import DedicatedTeacher
 from opd_trainer.tracking.summary import Evaluated
 from opd_trainer.tracking.tracker import Tracker
 from opd_trainer.types import WeightStream
@@ -108,17 +110,29 @@ async def _train(config: Config, output_dir: Path, tracker: Tracker, asked_to_st
             tracker=tracker,
             checkpoint=checkpoints_of(config, output_dir, asked_to_stop),
         )
-        finished = await controller.checkpoint.restore(controller)
-        tracker.truncate_after(finished - 1)
-        await engine.load(learner.weights(version=finished))
-        if finished == 0:
-            await evaluation.student(0, Evaluated.before)
-            if config.opd.type is OpdType.megatron and config.eval.teacher:
-                default = dedicated.get(DEFAULT_TEACHER)
-                weights = learner.weights(0, f"teacher:{DEFAULT_TEACHER}") if default is None else default.weights()
-                await evaluate_teacher(config, weights, evaluation)
-        await controller.fit()
-        await learner.export(output_dir / "model")
+        default = dedicated.get(DEFAULT_TEACHER)
+        await workers.guarded(_fit(config, output_dir, controller, evaluation, default))
+
+
+async def _fit(
+    config: Config,
+    output_dir: Path,
+    controller: Controller,
+    evaluation: RunEvaluation,
+    teacher: DedicatedTeacher | None,
+) -> None:
+    """From the newest checkpoint to the last step; `teacher` is the default one where it has workers of its own."""
+    learner = controller.learner
+    finished = await controller.checkpoint.restore(controller)
+    controller.tracker.truncate_after(finished - 1)
+    await controller.engine.load(learner.weights(version=finished))
+    if finished == 0:
+        await evaluation.student(0, Evaluated.before)
+        if config.opd.type is OpdType.megatron and config.eval.teacher:
+            weights = learner.weights(0, f"teacher:{DEFAULT_TEACHER}") if teacher is None else teacher.weights()
+            await evaluate_teacher(config, weights, evaluation)
+    await controller.fit()
+    await learner.export(output_dir / "model")
 
 
 async def evaluate_teacher(config: Config, weights: WeightStream, evaluation: RunEvaluation) -> None:

@@ -1,5 +1,7 @@
 import asyncio
+import itertools
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -9,11 +11,14 @@ import torch
 import torch.distributed as dist
 
 import opd_trainer.cluster.ray as opd_ray
-from opd_trainer.cluster.ray import RayGroup, RaySession
-from opd_trainer.errors import PreflightError, TrainingDiverged, WorkerError
+import opd_trainer.cluster.session as opd_session
+from opd_trainer.cluster.placement import Demand
+from opd_trainer.cluster.ray import RayGroup
+from opd_trainer.cluster.session import RaySession
+from opd_trainer.errors import PreflightError, TrainingDiverged, WorkerDied, WorkerError
 
 
-def make_factory(start_error=None):
+def make_factory(start_error=None, apart=False):
     """Local, so that Ray pickles the class by value: the test modules cannot be imported by its workers."""
 
     class Worker:
@@ -23,6 +28,8 @@ def make_factory(start_error=None):
         def start(self):
             if start_error is not None and self.rank == 1:
                 raise start_error
+            if apart:
+                return
             dist.init_process_group("gloo", init_method=self.rendezvous, rank=self.rank, world_size=self.world_size)
 
         def all_reduce(self, value):
@@ -35,6 +42,12 @@ def make_factory(start_error=None):
 
         def diverge(self):
             raise TrainingDiverged("step 3")
+
+        def pid(self):
+            return os.getpid()
+
+        def variable(self, name):
+            return os.environ.get(name)
 
         def sleep(self, seconds):
             time.sleep(seconds)
@@ -51,14 +64,60 @@ def make_factory(start_error=None):
     return Worker
 
 
-def group(session, factory=None, **changes):
-    settings = {"name": "trainer", "size": 2, "cpus_per_worker": 1.0, "gpus_per_worker": 0.0, "timeout_s": 60.0}
-    return RayGroup(session, factory or make_factory(), **{**settings, **changes})
+numbers = itertools.count()
+
+
+def group(session, factory=None, size=2, cpus=1.0, gpus=0.0, **changes):
+    demand = Demand(f"trainer {next(numbers)}", size, cpus, gpus)
+    return RayGroup(session, factory or make_factory(), demand, **{"timeout_s": 60.0, **changes})
+
+
+class Worker:
+    """Somebody else's actor."""
+
+    def answer(self):
+        return "here"
 
 
 async def expect(exception, match, awaitable):
     with pytest.raises(exception, match=match):
         await awaitable
+
+
+async def what_is_not_there_is_refused(session, monkeypatch):
+    too_many = group(session, cpus=3.0)
+    await expect(PreflightError, "workers of 3 CPU need 6 CPUs.*, and there are 1 on the node", too_many.start())
+    no_gpu = group(session, cpus=0.5, gpus=1.0)
+    await expect(PreflightError, "workers of 1 GPU need 2 GPUs.*, and there are 0 on the node", no_gpu.start())
+    monkeypatch.setattr(opd_session, "FREE_TIMEOUT_S", 0.2)
+    stranger = ray.remote(num_cpus=1)(Worker).remote()
+    assert ray.get(stranger.answer.remote()) == "here"
+    await expect(PreflightError, "has 4 CPUs and 0 GPUs, of which 0 CPUs", group(session, size=1).start())
+    ray.kill(stranger)
+    monkeypatch.undo()
+
+
+async def deaths_are_noticed_and_replaced(session):
+    idle = group(session, env={"OPD_TEST": "told"})
+    await idle.start()
+    assert await idle.call("variable", "OPD_TEST") == ["told", "told"]
+    watching = asyncio.ensure_future(idle.watch())
+    await asyncio.sleep(opd_ray.WATCH_S + 1)
+    assert not watching.done()
+    os.kill((await idle.call("pid"))[1], signal.SIGKILL)
+    began = time.monotonic()
+    await expect(WorkerDied, "a worker died", watching)
+    assert time.monotonic() - began < 30
+    await idle.close()
+
+    alone = group(session, make_factory(apart=True))
+    await alone.start()
+    first, second = await alone.call("pid")
+    os.kill(second, signal.SIGKILL)
+    await expect(WorkerDied, "a worker died in pid", alone.call("pid"))
+    assert await alone.replace_dead() == [1]
+    assert (await alone.call("pid"))[0] == first
+    await alone.close()
 
 
 def test_ray_groups(monkeypatch):
@@ -78,14 +137,7 @@ def test_ray_groups(monkeypatch):
         assert workers.size == 2
         assert await workers.call("all_reduce", 2) == [(0, 4.0), (1, 4.0)]
         assert await workers.call_each("all_reduce", [(1,), (5,)]) == [(0, 6.0), (1, 6.0)]
-        too_many = group(session, cpus_per_worker=3.0)
-        await expect(PreflightError, "2 workers of 3 CPU need 6, and there are 4", too_many.start())
-        no_gpu = group(session, cpus_per_worker=0.5, gpus_per_worker=1.0)
-        await expect(PreflightError, "2 workers of 1 GPU need 2, and there are 0", no_gpu.start())
-        monkeypatch.setattr(opd_ray, "FREE_TIMEOUT_S", 0.2)
-        busy = group(session, cpus_per_worker=2.0)
-        await expect(PreflightError, "2 workers of 2 CPU need 4, and there are 1", busy.start())
-        monkeypatch.undo()
+        await what_is_not_there_is_refused(session, monkeypatch)
         await expect(TrainingDiverged, "step 3", workers.call("diverge"))
         await expect(WorkerError, "unusable", workers.call("all_reduce", 1))
         await workers.close()
@@ -100,10 +152,11 @@ def test_ray_groups(monkeypatch):
         dying = group(session)
         await dying.start()
         began = time.monotonic()
-        await expect(WorkerError, "a worker died in die", dying.call("die"))
+        await expect(WorkerDied, "a worker died in die", dying.call("die"))
         assert time.monotonic() - began < 30
         await dying.close()
 
+        await deaths_are_noticed_and_replaced(session)
         await expect(
             WorkerError,
             "failed in start(?s:.*)no memory",

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from opd_trainer.cluster.inprocess import InProcessGroup
-from opd_trainer.cluster.ray import RayGroup, RaySession
+from opd_trainer.cluster.placement import Demand
+from opd_trainer.cluster.ray import RayGroup
+from opd_trainer.cluster.session import RaySession
 from opd_trainer.errors import OpdError, TrainingDiverged
 from opd_trainer.megatron.learner import MegatronLearner
 from opd_trainer.megatron.worker import MegatronWorker
@@ -84,10 +86,7 @@ def test_in_process_and_two_ray_workers_learn_the_same(student, spec, tmp_path):
     group = RayGroup(
         RaySession(None, 2),
         make_worker,
-        name="trainer",
-        size=2,
-        cpus_per_worker=1.0,
-        gpus_per_worker=0.0,
+        Demand("trainer", size=2, cpus=1.0, gpus=0.0),
         timeout_s=120.0,
     )
     both = MegatronLearner(group, max_tokens=16, bucket_bytes=20_000)

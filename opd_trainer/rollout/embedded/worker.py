@@ -175,7 +175,8 @@ class EmbeddedWorker:
         return Progress(samples, done=True)
 
     def cancel(self) -> None:
-        """Forgets the requests under way, if there are any."""
+        """Forgets the requests under way, and a weight sync that did not end, if there are any."""
+        self._loading = False
         if self._work is not None:
             # Their state may hold NaN, which a mask would not keep from spreading.
             self._work = self._slots = None
