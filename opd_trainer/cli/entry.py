@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from opd_trainer.cli.aliases import expand
+from opd_trainer.cli.completion import LINE, asked_about, hydras_line
 from opd_trainer.cli.composition import Source, composer
 from opd_trainer.cli.plan import Plan, plan, read
 from opd_trainer.cli.schema import register
@@ -68,6 +69,9 @@ def _report(error: Exception) -> int:
 def _launch(config_dir: Path, argv: list[str], run: Run) -> None:
     expanded = expand(argv)
     command = read(expanded.argv, config_dir)
+    if command.completes and LINE in os.environ:
+        _complete(command.source, argv, run)
+        return
     planned = Plan(command.overrides, [])
     if command.composes:
         with composer(command.source) as compose:
@@ -77,6 +81,14 @@ def _launch(config_dir: Path, argv: list[str], run: Run) -> None:
         _run_hydra(command.source, arguments, run)
     else:
         _run_sweep(planned.sweep, command.source, arguments, run)
+
+
+def _complete(source: Source, argv: list[str], run: Run) -> None:
+    """Hydra tells how the shell's line may go on."""
+    with composer(source) as compose:
+        line = hydras_line(compose, os.environ[LINE])
+    with asked_about(line):
+        _run_hydra(source, argv, run)
 
 
 def _run_sweep(sweep: Sweep, source: Source, arguments: list[str], run: Run) -> None:

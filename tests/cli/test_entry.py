@@ -74,7 +74,7 @@ def test_state_of_the_process_is_as_before(launch: Any) -> None:
 
 def test_a_launcher_that_hydra_would_ignore(launch: Any) -> None:
     assert launch("hydra/launcher=submitit_local") == 2
-    assert "Add -m" in launch.err
+    assert "add -m" in launch.err
 
 
 def test_help_is_for_people(launch: Any) -> None:
