@@ -97,7 +97,7 @@ class Drawn:
         kept: groups to learn from.
         left_out: groups without contrast.
         dropped: samples that the engine gave up on, or without reward.
-        judges: what the judges have to tell.
+        told: what the engine and the judges have to tell.
     """
 
     asked: int = 0
@@ -105,7 +105,7 @@ class Drawn:
     kept: list[list[Sample]] = field(default_factory=list)
     left_out: int = 0
     dropped: int = 0
-    judges: Metrics = field(default_factory=Metrics)
+    told: Metrics = field(default_factory=Metrics)
 
 
 @dataclass(slots=True)
@@ -134,7 +134,7 @@ class OnPolicyExperience:
 
     def batch(self, drawn: Drawn, step: int, log: StepLog) -> TokenBatch | None:
         """What `step` learns from, of what was drawn; see `next`."""
-        log.add(drawn.judges)
+        log.add(drawn.told)
         if not drawn.samples:
             raise DataError(f"step {step} ended without a single usable sample: all {drawn.dropped} were dropped")
         log.add(describe(drawn.samples, drawn.dropped))
@@ -169,8 +169,8 @@ class OnPolicyExperience:
             drawn.kept += kept
             drawn.left_out += len(groups) - len(kept)
             drawn.dropped += len(requests) - len(samples)
-        for judge in self.judges:
-            drawn.judges.update(judge.metrics())
+        for source in (self.engine, *self.judges):
+            drawn.told.update(source.metrics())
         return drawn
 
     async def _judged_samples(self, requests: Sequence[Request]) -> list[Sample]:

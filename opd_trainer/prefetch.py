@@ -115,6 +115,10 @@ class SettledEngine:
         await self.experience.settle()
         await self.engine.load(weights)
 
+    def metrics(self) -> Metrics:
+        """See `RolloutEngine`."""
+        return self.engine.metrics()
+
     async def close(self) -> None:
         """See `RolloutEngine`."""
         await self.engine.close()
@@ -128,7 +132,7 @@ def _state_of(drawn: Drawn) -> dict[str, Any]:
         "kept": [[number[id(sample)] for sample in group] for group in drawn.kept],
         "left_out": drawn.left_out,
         "dropped": drawn.dropped,
-        "judges": {name: [stat.total, stat.count] for name, stat in drawn.judges.stats.items()},
+        "told": {name: [stat.total, stat.count] for name, stat in drawn.told.stats.items()},
     }
 
 
@@ -140,5 +144,5 @@ def _drawn_of(state: dict[str, Any]) -> Drawn:
         kept=[[samples[place] for place in group] for group in state["kept"]],
         left_out=state["left_out"],
         dropped=state["dropped"],
-        judges=Metrics({name: Stat(*values) for name, values in state["judges"].items()}),
+        told=Metrics({name: Stat(*values) for name, values in state["told"].items()}),
     )

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from opd_trainer.metrics import Metrics
 from opd_trainer.types import ModelIdentity, Request, Sample, Sampling, Signal, TokenBatch, TopK, WeightStream
 from opd_trainer.updates import Live, UpdateResult, Wants
 
@@ -25,6 +26,10 @@ class RolloutEngine(Protocol):
 
     async def load(self, weights: WeightStream) -> None:
         """Takes new weights under their Hugging Face names; later samples carry `weights.version`."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """What happened since the last call."""
         ...
 
     async def close(self) -> None:

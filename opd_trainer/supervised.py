@@ -87,5 +87,9 @@ class NoRollout:
     async def load(self, weights: WeightStream) -> None:
         """Leaves the stream untouched."""
 
+    def metrics(self) -> Metrics:
+        """Nothing to tell."""
+        return Metrics()
+
     async def close(self) -> None:
         """Nothing to close."""

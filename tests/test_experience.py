@@ -41,6 +41,10 @@ class Scripted:
             )
 
     async def start(self) -> None: ...
+
+    def metrics(self) -> Metrics:
+        return Metrics()
+
     async def load(self, weights: WeightStream) -> None: ...
     async def close(self) -> None: ...
 

@@ -57,6 +57,9 @@ class Slow:
 
     async def start(self) -> None: ...
 
+    def metrics(self) -> Metrics:
+        return Metrics()
+
     async def load(self, weights: WeightStream) -> None:
         self.version = weights.version
         self.diary.append(f"load v{self.version}")

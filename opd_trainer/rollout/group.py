@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from opd_trainer.errors import WorkerDied
+from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import WorkerGroup
 from opd_trainer.rollout.embedded.worker import Progress
 from opd_trainer.types import Request, Sample, Sampling, WeightStream
@@ -38,6 +39,7 @@ class EngineGroup:
     def __init__(self, group: ReplaceableGroup, *, max_restarts: int = 0) -> None:
         self._group = group
         self._restarts_left = max_restarts
+        self._num_restarts = 0
         self._version = 0
         self._buckets: list[Any] = []
 
@@ -106,6 +108,7 @@ class EngineGroup:
             if self._restarts_left == 0:
                 raise error
             self._restarts_left -= 1
+            self._num_restarts += 1
             try:
                 replaced = await self._group.replace_dead()
                 log.warning("%s\nrollout workers %s are new; the run goes on", error, replaced)
@@ -118,6 +121,10 @@ class EngineGroup:
                 error = again
             else:
                 return
+
+    def metrics(self) -> Metrics:
+        """rollout/restarts so far, where workers are replaced."""
+        return Metrics().put("rollout/restarts", self._num_restarts) if self._buckets else Metrics()
 
     async def close(self) -> None:
         """Releases everything. Safe to call twice."""

@@ -23,6 +23,8 @@ Answer = TypeVar("Answer")
 Repair = Callable[[Endpoint], Awaitable[None]]
 """Brings a server that failed back if it can: starts it again, gives it the weights that it lost."""
 
+KEEPALIVE_S = 2.0
+"""How long an idle connection is used again; SGLang closes it after 5 s, and a request that meets this fails."""
 CONTROL_TIMEOUT_S = 10.0
 """Limit on questions that cost the server nothing."""
 
@@ -76,7 +78,7 @@ class SglangClient:
         """Opens the session. Safe to call twice."""
         if self._session is None:
             # The semaphore bounds requests; a limit on connections would count waiting for one as the server's time.
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
             self._session = aiohttp.ClientSession(connector=connector)
 
     async def close(self) -> None:

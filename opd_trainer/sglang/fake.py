@@ -22,7 +22,7 @@ from torch import Tensor
 
 from opd_trainer.sglang import process_group
 from opd_trainer.sglang.fake_model import FakeModel, open_model
-from opd_trainer.sglang.faults import Fault, Faults, respond
+from opd_trainer.sglang.faults import Fault, Faults, hang_up, respond
 
 VERSION = "0.5.23"
 OLD_VERSION = "0.5.3"
@@ -54,6 +54,7 @@ class FakeState:
         sessions: weight updates from tensors need /begin_weight_update (newer SGLang).
         honour_temperature: scores prompts at the request's temperature, which SGLang does not.
         token_s: seconds that a generated token takes.
+        breaking: paths of control requests; the connection of the next one to each breaks before an answer.
     """
 
     make_model: Callable[[], FakeModel]
@@ -61,6 +62,7 @@ class FakeState:
     sessions: bool = True
     honour_temperature: bool = False
     token_s: float = 0.0
+    breaking: set[str] = field(default_factory=set)
     faults: Faults = field(default_factory=Faults)
     weight_version: str = "default"
     calls: list[str] = field(default_factory=list)
@@ -109,6 +111,9 @@ def application(state: FakeState) -> web.Application:
     def control(path: str, action: Callable[[FakeState, dict[str, Any]], Any]) -> None:
         async def handle(request: web.Request) -> web.Response:
             state.calls.append(path)
+            if path in state.breaking:
+                state.breaking.discard(path)
+                return hang_up(request)
             body = await request.json() if request.can_read_body else {}
             try:
                 result = action(state, body)
@@ -279,6 +284,8 @@ def _abort(state: FakeState, body: dict[str, Any]) -> str:
 
 
 def _begin(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
+    if state.updating:
+        raise Refused("a weight-update session is already open; call end_weight_update() first")
     state.updating = True
     return _done()
 

@@ -69,8 +69,7 @@ async def respond(
         case Fault.refused:
             return web.json_response({"error": {"message": "no"}}, status=400)
         case Fault.reset:
-            _hang_up(request)
-            return web.Response()
+            return hang_up(request)
         case _:
             pass
     content = json.dumps(spoil(answer(), fault)).encode()
@@ -112,10 +111,12 @@ async def _stream(request: web.Request, parts: list[bytes], length: int, seconds
         await response.write(part)
         await asyncio.sleep(seconds)
     if sum(map(len, parts)) < length:
-        _hang_up(request)
+        hang_up(request)
     return response
 
 
-def _hang_up(request: web.Request) -> None:
+def hang_up(request: web.Request) -> web.Response:
+    """Breaks the connection; the response goes nowhere."""
     if request.transport is not None:
         request.transport.abort()
+    return web.Response()

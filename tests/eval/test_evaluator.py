@@ -10,6 +10,7 @@ from opd_trainer.data.prompts import PromptSet
 from opd_trainer.errors import ConfigError, DataError
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.eval.evaluator import Evaluator, doublings
+from opd_trainer.metrics import Metrics
 from opd_trainer.reward.config import CompositeReward, CustomReward, ExactReward, LengthReward, Per
 from opd_trainer.reward.pool import RewardPool
 from opd_trainer.types import Finish, Prompt, Sample, Sampling
@@ -29,6 +30,9 @@ class ScriptedEngine:
     async def load(self, weights): ...
 
     async def close(self): ...
+
+    def metrics(self):
+        return Metrics()
 
     async def generate(self, requests, sampling):
         self.seeds.append([request.seed for request in requests])

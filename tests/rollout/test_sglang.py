@@ -88,6 +88,22 @@ def test_samples_come_from_the_weights_that_were_loaded(tmp_path: Path, via: Syn
     run(work())
 
 
+@pytest.mark.parametrize("path", ["/begin_weight_update", "/update_weights_from_tensor", "/flush_cache"])
+def test_a_transfer_that_broke_off_is_made_again(tmp_path: Path, path: str) -> None:
+    async def work() -> None:
+        async with fake() as server:
+            rollout = engine(tmp_path, server)
+            await rollout.start()
+            server.state.breaking.add(path)
+            await rollout.load(stream(0))
+            (sample,) = await collect(rollout, 1)
+            torch.testing.assert_close(sample.log_probs, log_probs(sample, 0))
+            assert not server.state.updating
+            await rollout.close()
+
+    run(work())
+
+
 def test_a_sample_depends_on_its_request_alone(tmp_path: Path) -> None:
     async def work() -> None:
         async with fake() as server:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from opd_trainer.opd.overlap import OVERLAP_NAMES
+from opd_trainer.sglang.config import LaunchConfig
+from tests.runs.outages import rollout_server_dies, teacher_is_away
 from tests.runs.runs import column, distil, launch, start, steps, world
 
 FAKE = "opd_trainer.sglang.fake"
@@ -43,3 +45,18 @@ def test_rollouts_from_servers_follow_the_student(small: Path) -> None:
     assert process.returncode == 0, printed
     # New weights every step: a server that kept the old ones would disagree from the second step on.
     assert all(gap < 1e-4 for gap in column(small / "rollouts", "train/rollout_log_prob_diff"))
+
+
+def test_a_rollout_server_dies_in_the_middle_of_a_run(small: Path) -> None:
+    servers = [f"{owner}.launch.module={FAKE}" for owner in ("rollout", "teacher")]
+    teacher = [
+        "opd=sglang",
+        "teacher=sglang_managed",
+        f"teacher.load={small / 'teacher'}",
+        "teacher.check_trained=false",
+    ]
+    rollout_server_dies(small, small / "rollout_dies", [*teacher, *servers], limit_s=200)
+
+
+def test_the_teacher_is_away_for_a_part_of_a_run(small: Path) -> None:
+    teacher_is_away(small, small / "teacher_away", LaunchConfig(module=FAKE), [], limit_s=200)

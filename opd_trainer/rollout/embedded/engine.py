@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from opd_trainer.metrics import Metrics
 from opd_trainer.rollout.embedded.worker import EmbeddedSpec, EmbeddedWorker
 from opd_trainer.types import Request, Sample, Sampling, WeightStream
 
@@ -44,6 +45,10 @@ class EmbeddedEngine:
         async for bucket in weights.buckets:
             self._worker.load_bucket(bucket)
         self._worker.commit(weights.version)
+
+    def metrics(self) -> Metrics:
+        """Nothing can go wrong without an exception."""
+        return Metrics()
 
     async def close(self) -> None:
         """Releases everything. Safe to call twice."""

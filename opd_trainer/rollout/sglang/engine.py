@@ -17,7 +17,7 @@ from opd_trainer.sglang.endpoints import Endpoint
 from opd_trainer.sglang.failure import RequestFailed
 from opd_trainer.sglang.fleet import Fleet
 from opd_trainer.sglang.sync import DiskSync, DistributedSync, TensorSync, WeightSync, own_address, update
-from opd_trainer.types import Request, Sample, Sampling, WeightStream
+from opd_trainer.types import Request, Sample, Sampling, ScoreStatus, WeightStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +154,9 @@ class SglangEngine:
             await self._revive(endpoint)
             try:
                 await self._push(endpoint)
-            except WorkerError:
-                # It may have died over it; a server that lives and refuses will refuse again.
-                if not await self._revive(endpoint):
+            except WorkerError as error:
+                # It may have died over it, or the connection broke; a server that lives and refuses will refuse again.
+                if not await self._revive(endpoint) and not _broke_off(error):
                     raise
                 await self._push(endpoint)
             self.client.pool.succeeded(endpoint)
@@ -212,3 +212,9 @@ class SglangEngine:
             case SyncVia.disk:
                 folder = Path(rollout.sync_dir) if rollout.sync_dir else self._spec.run_dir / "sync"
                 return DiskSync(client, rollout.sync_timeout_s, folder, self._spec.folder)
+
+
+def _broke_off(error: WorkerError) -> bool:
+    """Whether a connection failed, and nothing was refused."""
+    cause = error.__cause__
+    return isinstance(cause, RequestFailed) and cause.transient and cause.status is not ScoreStatus.timeout
