@@ -40,7 +40,7 @@ class Workers:
         if not isinstance(self._cluster, RayCluster):
             return EmbeddedEngine(spec)
         group = self._ray(self._cluster, spec.make_worker, rollout_demand(self._config, self._cluster))
-        return EngineGroup(group, max_restarts=self._cluster.max_restarts)
+        return EngineGroup(group, replace_dead=group.replace_dead, max_restarts=self._cluster.max_restarts)
 
     def dedicated(self, spec: ScoringSpec, name: str, teacher: DedicatedTeacher) -> WorkerGroup:
         """Workers of a teacher; only Ray has them."""

@@ -29,6 +29,12 @@ OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Object store of a node: batches and weight buckets pass through it one at a time."""
 RAY = (sys.executable, "-m", "ray.scripts.scripts", "start")
 LOG_TAIL = 2000
+PROMPT = {
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # A node that is gone is noticed after five of these.
+    "RAY_health_check_period_ms": "1000",
+}
+"""Makes Ray end, and notice ends, within seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +105,16 @@ class _Part:
             "--block",
             *arguments,
         ]
-        environment = os.environ | _token_variables(token) | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+        environment = os.environ | _token_variables(token) | PROMPT
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                # What SLURM signals a task is for the task: it then ends its part in order.
+                start_new_session=True,
             )
 
     @property

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ class _Host:
     def rendezvous(self) -> str:
         host = ray.util.get_node_ip_address()
         return f"tcp://{host}:{free_port(host)}"
+
+    def whereabouts(self) -> str:
+        return f"process {os.getpid()} at {ray.util.get_node_ip_address()}"
 
     def create(self, make_worker: Callable[[int, int, str], Any], rank: int, size: int, rendezvous: str) -> None:
         self._worker = make_worker(rank, size, rendezvous)
@@ -89,6 +93,7 @@ class RayGroup:
                 for rank, actor in enumerate(self._actors)
             ]
             await self._gather("create", creations)
+            await self._tell(range(self.size))
             await self.call("start")
         except BaseException:
             await self.close()
@@ -130,6 +135,7 @@ class RayGroup:
             ray.kill(self._actors[rank], no_restart=True)
             self._actors[rank] = self._actor(rank)
         (rendezvous,) = await self._gather("rendezvous", [self._actors[0].rendezvous.remote()])
+        await self._tell(dead)
         fresh = [self._actors[rank] for rank in dead]
         await self._gather(
             "create",
@@ -172,6 +178,11 @@ class RayGroup:
             ray.kill(actor, no_restart=True)
         self._open = self._broken = False
         self._session.release(self._demand)
+
+    async def _tell(self, ranks: Sequence[int]) -> None:
+        found = await self._gather("whereabouts", [self._actors[rank].whereabouts.remote() for rank in ranks])
+        for rank, where in zip(ranks, found, strict=True):
+            self._session.tell(f"  {self._name} {rank}: {where}")
 
     async def _lives(self, actor: Any) -> bool:
         try:

@@ -79,7 +79,7 @@ class RaySession:
         timeout_s: float = 0.0,
     ) -> None:
         self._address, self._num_cpus = address or os.environ.get("RAY_ADDRESS"), num_cpus
-        self._layout, self._tell = layout, tell
+        self._layout, self.tell = layout, tell
         self._nodes, self._timeout_s = nodes, timeout_s
         self._users = 0
         self._temp_dir: str | None = None
@@ -202,7 +202,7 @@ class RaySession:
         demands = [demand for name, demand in self._expected.items() if name not in taken]
         placement = place(demands, self._left(), self._layout)
         for line in describe(placement):
-            self._tell(line)
+            self.tell(line)
         bundles, seats = _bundles(placement)
         reservation = placement_group(bundles, strategy="PACK")
         deadline = time.monotonic() + FREE_TIMEOUT_S

@@ -1,9 +1,9 @@
 """Several embedded engines as one: requests are dealt to the workers of a group, samples stream back as they finish."""
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 from opd_trainer.errors import WorkerDied
 from opd_trainer.metrics import Metrics
@@ -11,18 +11,12 @@ from opd_trainer.protocols import WorkerGroup
 from opd_trainer.rollout.embedded.worker import Progress
 from opd_trainer.types import Request, Sample, Sampling, WeightStream
 
+ReplaceDead = Callable[[], Awaitable[list[int]]]
+
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 """How long workers decode between two collections; finished samples wait at most this long."""
-
-
-class ReplaceableGroup(WorkerGroup, Protocol):
-    """Workers that have nothing to do with each other, so that one can be replaced."""
-
-    async def replace_dead(self) -> list[int]:
-        """Makes and starts new workers for those that died; the ranks that are new."""
-        ...
 
 
 class EngineGroup:
@@ -33,12 +27,13 @@ class EngineGroup:
 
     Args:
         group: the workers.
-        max_restarts: how often workers that died are replaced; with 0 their weights need not be kept here.
+        replace_dead: makes and starts new workers for those of `group` that died, and says which ranks are new.
+        max_restarts: how often it may; with 0 their weights need not be kept here.
     """
 
-    def __init__(self, group: ReplaceableGroup, *, max_restarts: int = 0) -> None:
-        self._group = group
-        self._restarts_left = max_restarts
+    def __init__(self, group: WorkerGroup, *, replace_dead: ReplaceDead | None = None, max_restarts: int = 0) -> None:
+        self._group, self._replace = group, replace_dead
+        self._restarts_left = 0 if replace_dead is None else max_restarts
         self._num_restarts = 0
         self._version = 0
         self._buckets: list[Any] = []
@@ -105,12 +100,12 @@ class EngineGroup:
     async def _replace_dead(self, error: WorkerDied) -> None:
         """New workers for dead ones, and the current weights for all: some may have a part of them only."""
         while True:
-            if self._restarts_left == 0:
+            if self._restarts_left == 0 or self._replace is None:
                 raise error
             self._restarts_left -= 1
             self._num_restarts += 1
             try:
-                replaced = await self._group.replace_dead()
+                replaced = await self._replace()
                 log.warning("%s\nrollout workers %s are new; the run goes on", error, replaced)
                 await self._group.call("cancel")
                 for bucket in self._buckets:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opd_trainer.cluster.inprocess import InProcessGroup
-from opd_trainer.errors import OpdError
+from opd_trainer.errors import OpdError, WorkerDied
 from opd_trainer.rollout.group import EngineGroup, deal
 from opd_trainer.types import Sample
 from tests.rollout.models import (
@@ -116,3 +116,52 @@ def test_siblings_share_a_worker_where_they_can():
 
 def test_no_requests_make_empty_shares():
     assert deal([], 3, max_response_tokens=5) == [[], [], []]
+
+
+class Mortal(Workers):
+    """Workers of which one dies at a given call; it comes back empty."""
+
+    def __init__(self, make_worker: Callable[[int, int, str], Any], size: int, *, dies_at: str, call: int) -> None:
+        super().__init__(make_worker, size)
+        self.make_worker = make_worker
+        self.dies_at, self.left = dies_at, call
+
+    async def call_each(self, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if method == self.dies_at:
+            self.left -= 1
+            if self.left == 0:
+                # The first worker has done its part by the time that the last one dies.
+                getattr(self.workers[0], method)(*args[0])
+                raise WorkerDied("rollout: a worker died")
+        return await super().call_each(method, args)
+
+    async def replace_dead(self) -> list[int]:
+        self.workers[-1] = self.make_worker(self.size - 1, self.size, "")
+        self.workers[-1].start()
+        return [self.size - 1]
+
+
+AT = [("begin", 1), ("poll", 1), ("poll", 2), ("load_bucket", 2), ("commit", 1)]
+
+
+@pytest.mark.parametrize(("dies_at", "call"), AT)
+def test_a_dead_worker_does_not_show_in_the_samples(
+    model: Any, monkeypatch: pytest.MonkeyPatch, dies_at: str, call: int
+):
+    monkeypatch.setattr("opd_trainer.rollout.group.POLL_SECONDS", 0.0)
+    make_worker = spec(model.config, batch_size=2).make_worker
+    expected = by_request(asyncio.run(generate(EngineGroup(Workers(make_worker, 2)), model)))
+    mortal = Mortal(make_worker, 2, dies_at=dies_at, call=call)
+    engine = EngineGroup(mortal, replace_dead=mortal.replace_dead, max_restarts=1)
+    samples = asyncio.run(generate(engine, model))
+    found = by_request(samples)
+    assert len(samples) == len(found) == len(expected)
+    assert all(torch.equal(found[key].response, expected[key].response) for key in expected)
+    assert {sample.version for sample in samples} == {3}
+    assert mortal.left <= 0
+
+
+def test_deaths_are_counted(model: Any):
+    mortal = Mortal(spec(model.config).make_worker, 2, dies_at="begin", call=1)
+    with pytest.raises(WorkerDied, match="a worker died"):
+        asyncio.run(generate(EngineGroup(mortal, replace_dead=mortal.replace_dead, max_restarts=0), model))

@@ -145,7 +145,9 @@ def test_wait_false_returns_and_a_queued_job_runs_what_was_submitted(
     experiment.write_text("# @package _global_\nsteps: 1\neval: {reverse_kl_prompts: 0}\n")
     output = tmp_path / "run"
     later = "+hydra.launcher.additional_parameters.begin=now+8"
-    began = [word for word in job(small, output, "cluster.wait=false", later) if not word.startswith(("steps=", "eval.rev"))]
+    began = [
+        word for word in job(small, output, "cluster.wait=false", later) if not word.startswith(("steps=", "eval.rev"))
+    ]
     command = [*began, f"--config-dir={experiment.parents[1]}"]
     command[command.index("experiment=null")] = "experiment=mine"
     environment = slurm.env | {"PYTHONPATH": str(ROOT)}

@@ -1,0 +1,68 @@
+"""kill -9 of Ray workers in the middle of a run: it goes on, to the same numbers, or says what happened."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs.runs import distil, start, steps, summary, world
+
+STEPS = ("steps=12", "checkpoint.every=3", "cluster=ray", "cluster.num_workers=1", "tracking.console=true")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small: Path) -> Path:
+    output = small / "uninterrupted"
+    process = start(small, output, *distil(small), *STEPS)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return output
+
+
+def killed(small: Path, output: Path, group: str, *overrides: str) -> tuple[int, str, float]:
+    """A run of which a worker is killed after five steps: exit code, what it printed, seconds until its end."""
+    process = start(small, output, *distil(small), *STEPS, *overrides)
+    assert process.stdout is not None
+    printed, worker = "", 0
+    for line in process.stdout:
+        printed += line
+        if found := re.match(rf"  {group} 0: process (\d+) at ", line):
+            worker = int(found[1])
+        if line.startswith("step 5/12"):
+            os.kill(worker, signal.SIGKILL)
+            break
+    began = time.monotonic()
+    rest, _ = process.communicate(timeout=300)
+    return process.returncode, printed + rest, time.monotonic() - began
+
+
+def test_training_goes_on_from_the_newest_checkpoint(small: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    code, printed, _ = killed(small, tmp_path / "run", "training", "cluster.max_restarts=1")
+    assert code == 0, printed
+    assert "training: a worker died" in printed
+    assert "restart 1 of 1, from the newest checkpoint" in printed
+    assert steps(tmp_path / "run") == steps(uninterrupted)
+    assert summary(tmp_path / "run")["evaluation"] == summary(uninterrupted)["evaluation"]
+
+
+def test_an_engine_is_replaced_alone(small: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    code, printed, _ = killed(small, tmp_path / "run", "rollout", "cluster.max_restarts=1")
+    assert code == 0, printed
+    assert "rollout workers [0] are new" in printed
+    assert "newest checkpoint" not in printed
+    assert steps(tmp_path / "run") == steps(uninterrupted)
+
+
+def test_without_restarts_the_run_ends_within_seconds(small: Path, tmp_path: Path) -> None:
+    code, printed, seconds = killed(small, tmp_path / "run", "training")
+    assert code == 1
+    assert "training: a worker died" in printed
+    assert seconds < 60
