@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sglang check fix results estimators clean
+.PHONY: help setup demo test test-sglang test-slurm check fix results estimators clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test: $(STAMP)  ## all tests, two files at a time
 test-sglang: $(STAMP)  ## tests against a real SGLang server on CPU; builds its environment once (3 GB)
 	OPD_SGLANG_PYTHON="$$(PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/sglang_cpu/build.sh)" \
 		$(BIN)/python -m pytest -m sglang -s tests/sglang
+
+test-slurm: $(STAMP)  ## tests of jobs on a SLURM cluster of their own; needs the packages slurm-wlm and munge
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(STAMP)  ## lint, format and types; changes nothing
 	$(BIN)/ruff check .
