@@ -1,5 +1,6 @@
 """What a configuration wants places for, and where it would get them."""
 
+import dataclasses
 import os
 
 import torch
@@ -11,9 +12,9 @@ from opd_trainer.config import Config
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.layout import model_parallel_size
 from opd_trainer.opd.config import OpdType
-from opd_trainer.rollout.config import EmbeddedRollout
+from opd_trainer.rollout.config import EmbeddedRollout, SglangRollout
 from opd_trainer.task.config import TrainTask
-from opd_trainer.teacher.config import DedicatedTeacher
+from opd_trainer.teacher.config import DedicatedTeacher, SglangManagedTeacher
 from opd_trainer.teacher.inline import placement_of
 
 
@@ -65,6 +66,17 @@ def demands_of(config: Config, cluster: RayCluster) -> list[Demand]:
     return [training_demand(config, cluster), *engines, *dedicated]
 
 
+def server_devices(config: Config) -> dict[str, list[int]]:
+    """GPUs of the controller's node that SGLang servers of ours have, by what they serve; workers get the others."""
+    found: dict[str, list[int]] = {}
+    if isinstance(config.rollout, SglangRollout) and not config.rollout.urls:
+        found["rollout"] = config.rollout.launch.devices
+    for name, teacher in teachers_of(config).items():
+        if isinstance(teacher, SglangManagedTeacher):
+            found["teacher" if name == DEFAULT_TEACHER else f"teacher {name}"] = teacher.launch.devices
+    return {name: devices for name, devices in found.items() if devices}
+
+
 def planned(config: Config) -> Placement | None:
     """Where everything would sit on the nodes that the configuration asks for; None in one process, and on a Ray that
     is there already, which is known only when it is joined.
@@ -75,7 +87,11 @@ def planned(config: Config) -> Placement | None:
     cluster = config.cluster
     if not isinstance(cluster, RayCluster) or cluster.address is not None:
         return None
-    return place(demands_of(config, cluster), nodes_of(cluster), cluster.layout)
+    first, *others = nodes_of(cluster)
+    if isinstance(cluster, SlurmCluster):
+        served = {device for devices in server_devices(config).values() for device in devices}
+        first = dataclasses.replace(first, gpus=max(0, first.gpus - len(served)))
+    return place(demands_of(config, cluster), [first, *others], cluster.layout)
 
 
 def nodes_of(cluster: RayCluster) -> list[Node]:

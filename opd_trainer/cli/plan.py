@@ -20,7 +20,10 @@ from opd_trainer.config import Config, Resume
 from opd_trainer.errors import ConfigError, Problem
 from opd_trainer.run_record import resume_hash
 from opd_trainer.sweep.record import Sweep
+from opd_trainer.task.config import ConvertTask, EvaluateTask, PreflightTask, SftTask, TrainTask
 
+QUEUED = (TrainTask, SftTask, EvaluateTask, ConvertTask)
+"""Tasks that cluster=slurm submits; the others only look, and do it here."""
 STOCK_LAUNCHERS = ("basic", "submitit_local", "submitit_slurm")
 
 
@@ -101,9 +104,11 @@ def plan(compose: Composer, command: Command, expanded: Expanded) -> Plan:
     problems += [problem for one in checked for problem in one.problems]
     extra: list[str] = list(dict.fromkeys(text for one in checked for text in one.mounts))
     sweep: Sweep | None = None
-    queued = any(one.config is not None and isinstance(one.config.cluster, SlurmCluster) for one in checked)
+    built = [one.config for one in checked if one.config is not None]
+    on_slurm = [config for config in built if isinstance(config.cluster, SlurmCluster)]
+    queued = any(isinstance(config.task, QUEUED) and not isinstance(config.task, PreflightTask) for config in on_slurm)
     if command.runs:
-        problems += _launcher_problems(parsed, queued, command.multirun)
+        problems += _launcher_problems(parsed, bool(on_slurm), command.multirun)
         # Hydra asks launchers in a multirun only.
         extra += ["hydra.mode=MULTIRUN"] if queued and not command.multirun else []
         for one in checked:

@@ -18,6 +18,7 @@ from omegaconf import MISSING
 from opd_trainer.cli.schema import SCHEMAS
 from opd_trainer.cli.schema_walk import is_schema, strip_optional
 from opd_trainer.config import Config
+from opd_trainer.slurm.config import SlurmQueue
 
 HEAD = """# Configuration
 
@@ -137,6 +138,13 @@ def group_section(group: str, conf: Path) -> list[str]:
     return lines
 
 
+def launcher_section(conf: Path) -> list[str]:
+    """What a site decides about SLURM jobs."""
+    options = [row.replace("`launcher=", "`hydra/launcher=") for row in option_rows(conf / "hydra" / "launcher")]
+    table = [row for row in rows(SlurmQueue, "hydra.launcher.", SlurmQueue()) if "._target_" not in row]
+    return ["", "## hydra/launcher", "", summary(SlurmQueue), "", *options, "", *KEY_TABLE, *table]
+
+
 def render(conf: Path) -> str:
     """The text of conf/README.md."""
     lines = [HEAD, *root_section()]
@@ -144,6 +152,7 @@ def render(conf: Path) -> str:
         lines += group_section(group, conf)
     for group in ("experiment", "debug"):
         lines += ["", f"## {group}", "", *option_rows(conf / group)]
+    lines += launcher_section(conf)
     return "\n".join(lines) + "\n"
 
 

@@ -132,6 +132,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cluster=ray megatron.sequence_parallel=true",
         "model.architecture.experts.count=4",
     ),
+    "Clusters": (
+        "cluster=ray cluster.gpus_per_worker=1.5",
+        "cluster=slurm cluster.address=head:6379 cluster.num_cpus=4",
+        "cluster=slurm cluster.gpus_per_node=8 rollout=sglang",
+        "cluster=ray cluster.layout=disaggregated rollout=sglang",
+        "cluster=ray cluster.num_workers=0",
+    ),
     "Numbers out of range": (
         "steps=-1 rollout.prompts_per_step=0 checkpoint.keep=0",
         "rollout.top_p=0",

@@ -10,6 +10,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from opd_trainer.config import Config
+from opd_trainer.errors import ConfigError, Problem
 from opd_trainer.slurm.config import SlurmQueue
 from opd_trainer.slurm.preflight import look_at
 from opd_trainer.slurm.submit import FOLDER, Outcome, ToRun, announce, failure, follow, submit
@@ -29,11 +30,13 @@ def launch(
     """
     setup_globals()
     runs = list(_composed(context, config, job_overrides, initial_job_idx))
+    queue = SlurmQueue(**settings)
+    _check_signal(runs, queue)
     look_at(runs)
     folder = Path(str(config.hydra.sweep.dir)).absolute() / FOLDER
     for run in runs:
         run.directory.mkdir(parents=True, exist_ok=True)
-    jobs = submit(runs, SlurmQueue(**settings), folder)
+    jobs = submit(runs, queue, folder)
     announce(jobs)
     if not all(run.cluster.wait for run in runs):
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
@@ -48,6 +51,16 @@ def launch(
         result.return_value = failure(end) if failed else end.value
         results.append(result)
     return results
+
+
+def _check_signal(runs: Sequence[ToRun], queue: SlurmQueue) -> None:
+    """There must be time to go back into the queue when a step did not end in time."""
+    late = [run.cluster.grace_s for run in runs if run.cluster.grace_s >= queue.signal_delay_s]
+    if late:
+        why = "the job would be killed before it goes back into the queue"
+        fix = "Set cluster.grace_s lower, or hydra.launcher.signal_delay_s higher"
+        what = f"{late[0]:g} s, with a signal {queue.signal_delay_s} s before the end"
+        raise ConfigError([Problem("cluster.grace_s", what, why, fix)])
 
 
 def _composed(

@@ -7,13 +7,13 @@ task=summarize. A doctor sees whoever comes.
 """
 
 from opd_trainer.cli.named import Named
-from opd_trainer.cli.rules import algorithms, filters, inputs, layouts, ranges, serving, sweeps, teaching
+from opd_trainer.cli.rules import algorithms, clusters, filters, inputs, layouts, ranges, serving, sweeps, teaching
 from opd_trainer.cli.rules.common import Rule
 from opd_trainer.config import Config
 from opd_trainer.errors import Problem
 from opd_trainer.task.config import ConvertTask, DoctorTask, ServeTask, ServeTeacherTask, SummarizeTask, TrainTask
 
-ALWAYS: tuple[Rule, ...] = (*inputs.ALWAYS, *layouts.ALWAYS, *ranges.ALWAYS, *serving.ALWAYS)
+ALWAYS: tuple[Rule, ...] = (*inputs.ALWAYS, *clusters.ALWAYS, *layouts.ALWAYS, *ranges.ALWAYS, *serving.ALWAYS)
 CONVERTING: tuple[Rule, ...] = (*inputs.CONVERTING, *layouts.CONVERTING, *ranges.CONVERTING)
 TRAINING: tuple[Rule, ...] = (*teaching.TRAINING, *algorithms.TRAINING, *filters.TRAINING)
 

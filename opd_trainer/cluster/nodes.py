@@ -6,6 +6,7 @@ share a node, and nothing outlives its task: the kernel kills what a killed task
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class JobTask:
         attempt: names the job and how often it has been started.
         address: under which other nodes reach this one.
         cpus: of this node that the job may use.
-        gpus: likewise.
+        gpus: likewise, as CUDA_VISIBLE_DEVICES names them.
     """
 
     rank: int
@@ -55,7 +56,7 @@ class JobTask:
     attempt: str
     address: str
     cpus: int
-    gpus: int
+    gpus: tuple[str, ...]
 
 
 def this_task(environment: Mapping[str, str] = os.environ) -> JobTask:
@@ -73,7 +74,7 @@ def this_task(environment: Mapping[str, str] = os.environ) -> JobTask:
         attempt=f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}",
         address=_node_address(environment.get("SLURMD_NODENAME")),
         cpus=int(environment.get("SLURM_CPUS_PER_TASK") or environment.get("SLURM_CPUS_ON_NODE") or "1"),
-        gpus=len([device for device in devices.split(",") if device]),
+        gpus=tuple(device for device in devices.split(",") if device),
     )
 
 
@@ -99,13 +100,15 @@ class _Part:
             *RAY,
             f"--node-ip-address={task.address}",
             f"--num-cpus={task.cpus}",
-            f"--num-gpus={task.gpus}",
+            f"--num-gpus={len(task.gpus)}",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             "--disable-usage-stats",
             "--block",
             *arguments,
         ]
         environment = os.environ | _token_variables(token) | PROMPT
+        if task.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(task.gpus)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -146,16 +149,18 @@ def _meeting_place(directory: Path, task: JobTask) -> Path:
 
 
 @contextlib.contextmanager
-def head(task: JobTask, directory: Path) -> Iterator[str]:
+def head(task: JobTask, directory: Path, taken: Collection[int] = ()) -> Iterator[str]:
     """Rank 0's part: the address of Ray inside, which this process's environment then names too.
 
     Args:
         task: this one.
         directory: of the job, shared by all nodes.
+        taken: GPUs of this node that are not for Ray.
 
     Raises:
         WorkerError: Ray did not start.
     """
+    task = dataclasses.replace(task, gpus=tuple(gpu for gpu in task.gpus if gpu not in map(str, taken)))
     place, token = _meeting_place(directory, task), secrets.token_hex(32)
     # Ray puts Unix sockets there, whose paths may have 107 characters.
     temp_dir = tempfile.mkdtemp(prefix="opd", dir="/tmp")

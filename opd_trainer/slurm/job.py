@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from opd_trainer import app
+from opd_trainer.build.placement import server_devices
 from opd_trainer.cluster.config import SlurmCluster
 from opd_trainer.cluster.nodes import head, member, this_task
 from opd_trainer.config import Config
@@ -39,8 +40,9 @@ class RunInJob:
             if task.rank > 0:
                 member(task, self.directory / "slurm", cluster.start_timeout_s)
                 return None
+            served = {device for devices in server_devices(self.config).values() for device in devices}
             try:
-                with head(task, self.directory / "slurm") as address:
+                with head(task, self.directory / "slurm", served) as address:
                     print(f"Ray at {address} for {task.nodes} nodes, attempt {task.attempt}", flush=True)
                     return app.run(self.config, self.directory)
             except Interrupted as interrupted:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from opd_trainer.build.data import Prompts, load_data
-from opd_trainer.build.placement import planned
+from opd_trainer.build.placement import planned, server_devices
 from opd_trainer.build.roster import teachers_of
 from opd_trainer.build.teachers import build_server_teachers
 from opd_trainer.build.vocabulary import Vocabulary, vocabulary_of
@@ -56,6 +56,8 @@ def tell_placement(config: Config) -> None:
     placement = planned(config)
     if placement is not None:
         print("\n".join(describe(placement)))
+    for name, devices in server_devices(config).items():
+        print(f"  SGLang servers of {name}: GPUs {', '.join(map(str, devices))} of the controller's node")
 
 
 def inputs_of(config: Config) -> tuple[Vocabulary, Prompts]:
