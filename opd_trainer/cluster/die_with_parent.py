@@ -59,4 +59,6 @@ def main(parent: int, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # A queue that asks a run to save signals all of its processes; the run alone answers.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     main(int(sys.argv[1]), sys.argv[2:])
