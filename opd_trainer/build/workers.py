@@ -1,6 +1,7 @@
 """Worker groups on the cluster that the configuration asks for."""
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -78,6 +79,7 @@ class Workers:
             on_slurm = isinstance(cluster, SlurmCluster)
             # In a SLURM job RAY_ADDRESS names the Ray that its tasks form.
             waiting = {"nodes": cluster.nodes, "timeout_s": cluster.start_timeout_s} if on_slurm else {}
-            tell = print if self._config.tracking.console else lambda line: None
+            shown = self._config.tracking.console
+            tell = functools.partial(print, flush=True) if shown else lambda line: None
             self._session = RaySession(cluster.address, cluster.num_cpus, layout=cluster.layout, tell=tell, **waiting)
         return RayGroup(self._session, make_worker, demand, timeout_s=self._config.megatron.timeout_s, env=cluster.env)

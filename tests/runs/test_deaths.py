@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs.runs import distil, start, steps, summary, world
 
-STEPS = ("steps=12", "checkpoint.every=3", "cluster=ray", "cluster.num_workers=1", "tracking.console=true")
+STEPS = ("steps=40", "checkpoint.every=10", "cluster=ray", "cluster.num_workers=1", "tracking.console=true")
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,19 @@ def uninterrupted(small: Path) -> Path:
 
 
 def killed(small: Path, output: Path, group: str, *overrides: str) -> tuple[int, str, float]:
-    """A run of which a worker is killed after five steps: exit code, what it printed, seconds until its end."""
+    """A run of which a worker is killed after five steps or a little later: exit code, what it printed, seconds until its end."""
     process = start(small, output, *distil(small), *STEPS, *overrides)
     assert process.stdout is not None
-    printed, worker = "", 0
-    for line in process.stdout:
+    printed, worker = "", None
+    while worker is None:
+        line = process.stdout.readline()
+        assert line, printed
         printed += line
-        if found := re.match(rf"  {group} 0: process (\d+) at ", line):
-            worker = int(found[1])
-        if line.startswith("step 5/12"):
-            os.kill(worker, signal.SIGKILL)
-            break
+        worker = re.match(rf"  {group} 0: process (\d+) at ", line)
+    while not (output / "metrics.jsonl").exists() or len(steps(output)) < 5:
+        assert process.poll() is None, printed
+        time.sleep(0.01)
+    os.kill(int(worker[1]), signal.SIGKILL)
     began = time.monotonic()
     rest, _ = process.communicate(timeout=300)
     return process.returncode, printed + rest, time.monotonic() - began
