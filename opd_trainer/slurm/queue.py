@@ -83,26 +83,47 @@ class Ended:
     said: str = ""
 
 
-def states(ids: Sequence[str]) -> dict[str, str]:
-    """SLURM's state of each job; `GONE` where it has forgotten the job."""
+@dataclass(frozen=True, slots=True)
+class State:
+    """SLURM's word for how a job is, and while it waits, for what."""
+
+    name: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        waits = self.name == "PENDING" and self.reason not in ("", "None")
+        return f"{self.name.lower()} ({self.reason})" if waits else self.name.lower()
+
+
+def states(ids: Sequence[str]) -> dict[str, State]:
+    """The state of each job; `GONE` where SLURM has forgotten it."""
     asked = ",".join(dict.fromkeys(job_id.partition("_")[0] for job_id in ids))
-    found = _table(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--jobs={asked}"])
+    listed = _lines(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={asked}"])
+    found = {job_id: State(name, reason) for job_id, name, reason in listed}
     missing = [job_id for job_id in ids if job_id not in found]
     if missing:
         # Finished a while ago; sacct knows where the site keeps accounts.
-        found |= _table(["sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(missing)])
-    return {job_id: found.get(job_id, GONE) for job_id in ids}
+        accounts = _lines(["sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(missing)])
+        # It says "CANCELLED by 1000".
+        found |= {job_id: State(name.split()[0]) for job_id, name in accounts}
+    return {job_id: found.get(job_id, State(GONE)) for job_id in ids}
 
 
-def _table(command: list[str]) -> dict[str, str]:
-    """`id|state` lines of a command; nothing where it fails."""
+def cpus_of_nodes(partition: str | None) -> list[int]:
+    """CPUs of each node of a partition (None means the default one), whatever its state; empty where sinfo fails."""
+    rows = _lines(["sinfo", "--noheader", "--Node", "--format=%P|%c"])
+    return [
+        int(cpus) for name, cpus in rows if (name.endswith("*") if partition is None else name.rstrip("*") == partition)
+    ]
+
+
+def _lines(command: list[str]) -> list[list[str]]:
+    """The fields of each line of a command's output, separated by |; nothing where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
-        return {}
-    pairs = (line.strip().split("|") for line in done.stdout.splitlines() if "|" in line)
-    # sacct says "CANCELLED by 1000".
-    return {job_id: state.split()[0] for job_id, state in pairs}
+        return []
+    return [line.strip().split("|") for line in done.stdout.splitlines() if "|" in line]
 
 
 def ended(job: Submitted, state: str) -> Ended:

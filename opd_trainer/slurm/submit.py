@@ -13,7 +13,17 @@ from opd_trainer.errors import JobFailed, PreflightError
 from opd_trainer.slurm.code import code_lines, freeze_code
 from opd_trainer.slurm.config import SlurmQueue
 from opd_trainer.slurm.job import RunInJob
-from opd_trainer.slurm.queue import MAY_RETURN, ON_ITS_WAY, Ended, Outcome, Submitted, ended, states
+from opd_trainer.slurm.queue import (
+    MAY_RETURN,
+    ON_ITS_WAY,
+    Ended,
+    Outcome,
+    State,
+    Submitted,
+    cpus_of_nodes,
+    ended,
+    states,
+)
 
 SOONEST_POLL_S, LATEST_POLL_S = 0.5, 15.0
 RETURN_S = 10.0
@@ -55,6 +65,8 @@ def submit(runs: Sequence[ToRun], queue: SlurmQueue, folder: Path) -> list[Submi
     import submitit
     from submitit.core.utils import FailedJobError
 
+    for run in runs:
+        _check_nodes(run.cluster, queue)
     lines = [*queue.setup, *code_lines(freeze_code(folder))]
     submitted: dict[int, Submitted] = {}
     for shape in dict.fromkeys(shape_of(run.cluster) for run in runs):
@@ -72,6 +84,20 @@ def submit(runs: Sequence[ToRun], queue: SlurmQueue, folder: Path) -> list[Submi
             paths = job.paths
             submitted[number] = Submitted(job.job_id, runs[number].directory, paths.stdout, paths.result_pickle)
     return [submitted[number] for number in range(len(runs))]
+
+
+def _check_nodes(cluster: SlurmCluster, queue: SlurmQueue) -> None:
+    """SLURM takes a job that wants more than there is, and lets it wait for ever."""
+    cpus = cpus_of_nodes(queue.partition)
+    large = [count for count in cpus if count >= (cluster.cpus_per_node or 0)]
+    if cpus and len(large) < cluster.nodes:
+        partition = "the default partition" if queue.partition is None else f"the partition {queue.partition}"
+        each = "" if cluster.cpus_per_node is None else f" of {cluster.cpus_per_node} CPUs"
+        raise PreflightError(
+            f"cluster.nodes={cluster.nodes}: {partition} has {len(cpus)} nodes, the largest with {max(cpus)} CPUs, and "
+            f"{len(large)} that will do: the job would wait for ever for {cluster.nodes} nodes{each}. Set "
+            "cluster.nodes or cluster.cpus_per_node lower, or another hydra.launcher.partition."
+        )
 
 
 SHAPE = ("cluster.nodes", "cluster.gpus_per_node", "cluster.cpus_per_node")
@@ -124,7 +150,7 @@ def announce(jobs: Sequence[Submitted]) -> None:
 
 def wait(jobs: Sequence[Submitted], sleep: Callable[[float], None] = time.sleep) -> list[Ended]:
     """Waits until all have ended, telling what happens to them; the order is that of `jobs`."""
-    known: dict[str, str] = {}
+    known: dict[str, State] = {}
     done: dict[str, Ended] = {}
     returning: dict[str, float] = {}
     pause = SOONEST_POLL_S
@@ -134,9 +160,9 @@ def wait(jobs: Sequence[Submitted], sleep: Callable[[float], None] = time.sleep)
             if known.get(job_id) != state:
                 known[job_id] = state
                 pause = SOONEST_POLL_S
-                print(f"job {job_id}: {state.lower()}", flush=True)
+                print(f"job {job_id}: {state}", flush=True)
         for job in left:
-            state = known[job.id]
+            state = known[job.id].name
             if state in ON_ITS_WAY:
                 returning.pop(job.id, None)
             elif state not in MAY_RETURN or time.monotonic() > returning.setdefault(

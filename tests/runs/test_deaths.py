@@ -28,7 +28,7 @@ def uninterrupted(small: Path) -> Path:
 
 
 def killed(small: Path, output: Path, group: str, *overrides: str) -> tuple[int, str, float]:
-    """A run of which a worker is killed after five steps or a little later: exit code, what it printed, seconds until its end."""
+    """A run of which a worker is killed after five steps, or a little later: exit code, output, seconds to its end."""
     process = start(small, output, *distil(small), *STEPS, *overrides)
     assert process.stdout is not None
     printed, worker = "", None

@@ -237,14 +237,17 @@ def test_a_cancelled_job_leaves_nothing_behind(slurm: SlurmTestCluster, small: P
 
 
 def test_what_slurm_cannot_give_is_refused_at_once(slurm: SlurmTestCluster, small: Path, tmp_path: Path) -> None:
-    done = submit(slurm, small, tmp_path / "run", "cluster.nodes=3")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "SLURM does not take the job" in done.stderr
-    assert "cluster.nodes=3" in done.stderr
-    assert "Traceback" not in done.stderr
-    too_small = submit(slurm, small, tmp_path / "run", "cluster.num_workers=64")
-    assert too_small.returncode == 2, too_small.stdout + too_small.stderr
-    assert "64 training workers of 0.5 CPU" in too_small.stderr
+    cases = {
+        ("cluster.nodes=3",): "the default partition has 2 nodes",
+        ("cluster.cpus_per_node=64",): "the largest with 4 CPUs, and 0 that will do",
+        ("cluster.gpus_per_node=8",): "SLURM does not take the job: sbatch: error: Invalid generic resource",
+        ("cluster.num_workers=64",): "64 training workers of 0.5 CPU",
+    }
+    for overrides, said in cases.items():
+        done = submit(slurm, small, tmp_path / "run", *overrides)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
     assert not slurm.run("squeue", "-h", "-o", "%i")
 
 
