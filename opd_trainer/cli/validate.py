@@ -7,7 +7,18 @@ task=summarize. A doctor sees whoever comes.
 """
 
 from opd_trainer.cli.named import Named
-from opd_trainer.cli.rules import algorithms, clusters, filters, inputs, layouts, ranges, serving, sweeps, teaching
+from opd_trainer.cli.rules import (
+    algorithms,
+    clusters,
+    filters,
+    inputs,
+    layouts,
+    ranges,
+    rollouts,
+    serving,
+    sweeps,
+    teaching,
+)
 from opd_trainer.cli.rules.common import Rule
 from opd_trainer.config import Config
 from opd_trainer.errors import Problem
@@ -15,7 +26,7 @@ from opd_trainer.task.config import ConvertTask, DoctorTask, ServeTask, ServeTea
 
 ALWAYS: tuple[Rule, ...] = (*inputs.ALWAYS, *clusters.ALWAYS, *layouts.ALWAYS, *ranges.ALWAYS, *serving.ALWAYS)
 CONVERTING: tuple[Rule, ...] = (*inputs.CONVERTING, *layouts.CONVERTING, *ranges.CONVERTING)
-TRAINING: tuple[Rule, ...] = (*teaching.TRAINING, *algorithms.TRAINING, *filters.TRAINING)
+TRAINING: tuple[Rule, ...] = (*teaching.TRAINING, *algorithms.TRAINING, *filters.TRAINING, *rollouts.TRAINING)
 
 
 def validate(config: Config, named: Named) -> list[Problem]:

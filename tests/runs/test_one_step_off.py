@@ -1,0 +1,89 @@
+"""Whole runs whose rollouts overlap the updates: staleness, correction, and an exact resume after a kill."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs.runs import column, distil, launch, start, steps, summary, world
+
+MODE = ("rollout.mode=one_step_off", "steps=6", "checkpoint.every=2", "eval.every=3")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small: Path) -> Path:
+    output = small / "uninterrupted"
+    assert launch(small, output, *distil(small), *MODE) == 0
+    return output
+
+
+def test_samples_are_one_version_old(uninterrupted: Path) -> None:
+    assert list(column(uninterrupted, "rollout/staleness")) == [0, 1, 1, 1, 1, 1]
+    shown = [json.loads(line) for line in (uninterrupted / "samples.jsonl").read_text().splitlines()]
+    assert {(row["step"], row["version"]) for row in shown} == {(0, 0), (1, 0), (2, 1), (3, 2), (4, 3), (5, 4)}
+    # The engine's log-probs are of other weights than the student's: what the correction is for.
+    gaps = list(column(uninterrupted, "train/rollout_log_prob_diff"))
+    assert gaps[0] < 1e-5
+    assert all(gap > 1e-3 for gap in gaps[1:])
+    assert all(math.isfinite(loss) for loss in column(uninterrupted, "train/loss"))
+
+
+def test_a_step_that_no_step_precedes_is_that_of_a_synchronous_run(small: Path, uninterrupted: Path) -> None:
+    output = small / "sync"
+    assert launch(small, output, *distil(small), "steps=6", "loss.correction=tis") == 0
+    assert list(column(output, "rollout/staleness")) == [0] * 6
+    first, theirs = steps(uninterrupted)[0], steps(output)[0]
+    assert {key: first[key] for key in theirs} == theirs
+    assert steps(uninterrupted)[2]["rollout/log_prob"] != steps(output)[2]["rollout/log_prob"]
+
+
+def test_correction_is_on_unless_it_is_switched_off(small: Path, uninterrupted: Path) -> None:
+    output = small / "uncorrected"
+    assert launch(small, output, *distil(small), *MODE, "loss.correction=none") == 0
+    assert steps(output)[0]["train/loss"] == steps(uninterrupted)[0]["train/loss"]
+    assert steps(output)[1]["train/loss"] != steps(uninterrupted)[1]["train/loss"]
+
+
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(
+    small: Path, uninterrupted: Path, tmp_path: Path, after: int
+) -> None:
+    output = tmp_path / "killed"
+    process = start(small, output, *distil(small), *MODE)
+    metrics, deadline = output / "metrics.jsonl", time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= after:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[0]
+    process.kill()
+    process.communicate()
+    assert len(metrics.read_text().splitlines()) < 6
+    assert launch(small, output, *distil(small), *MODE, "resume=auto") == 0
+    assert steps(output) == steps(uninterrupted)
+    for key in ("evaluation", "reverse_kl", "steps"):
+        assert summary(output)[key] == summary(uninterrupted)[key]
+
+
+def test_workers_on_ray_sample_and_learn_the_same(small: Path, uninterrupted: Path) -> None:
+    output = small / "ray"
+    more = ("cluster=ray", "cluster.num_workers=1", "cluster.num_cpus=2")
+    assert launch(small, output, *distil(small), *MODE, *more) == 0
+    assert list(column(output, "rollout/staleness")) == [0, 1, 1, 1, 1, 1]
+    for name in ("train/loss", "rollout/log_prob", "opd/reverse_kl"):
+        assert list(column(output, name)) == pytest.approx(list(column(uninterrupted, name)), rel=1e-4, abs=1e-6)
+
+
+def test_what_makes_no_sense_is_refused(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ("opd.student_log_prob=rollout", "loss.correction_high=0.5", "steps=1")
+    assert launch(small, tmp_path, *distil(small), *MODE[:1], *wrong) == 2
+    message = capsys.readouterr().err
+    for key in ("opd.student_log_prob", "loss.correction_high", "rollout.mode"):
+        assert f". {key}:" in message
