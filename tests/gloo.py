@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import multiprocessing
+
+from tests.processes import context
 
 
 def run_gloo(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
@@ -16,12 +17,12 @@ def run_gloo(function: Callable[..., Any], world_size: int, *args: Any, timeout_
     `function` is defined at the top of a module. It joins the others itself, through `rendezvous` (a file:// address).
     What it returns and takes has to be picklable; the first exception of a process is raised here, with its traceback.
     """
-    context = multiprocessing.get_context("spawn")
+    new = context()
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = (Path(folder) / "rendezvous").as_uri()
-        results = context.Queue()
+        results = new.Queue()
         processes = [
-            context.Process(target=_call, args=(results, function, rank, world_size, rendezvous, args), daemon=True)
+            new.Process(target=_call, args=(results, function, rank, world_size, rendezvous, args), daemon=True)
             for rank in range(world_size)
         ]
         for process in processes:

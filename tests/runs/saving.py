@@ -1,8 +1,4 @@
-"""Training with a checkpoint after every step, in a process that can be killed in the middle of a save.
-
-`python -m tests.runs.saving STUDENT FOLDER POINT [background]` trains and kills itself with SIGKILL right before file
-operation number POINT of its third save.
-"""
+"""Training with a checkpoint after every step, in a process that can be killed in the middle of a save."""
 
 import asyncio
 import os
@@ -103,8 +99,8 @@ async def train(student: Path, folder: Path, watch: Watch | None = None, *, back
         await learner.close()
 
 
-if __name__ == "__main__":
-    student, folder, point = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    watching = Watch(folder, point)
-    sys.addaudithook(watching)
-    asyncio.run(train(student, folder, watching, background="background" in sys.argv[4:]))
+def train_until_killed(student: Path, folder: Path, point: int, background: bool) -> None:
+    """In a process of its own: kills it with SIGKILL right before file operation number `point` of its third save."""
+    watch = Watch(folder, point)
+    sys.addaudithook(watch)
+    asyncio.run(train(student, folder, watch, background=background))

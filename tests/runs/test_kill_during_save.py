@@ -4,7 +4,6 @@ import asyncio
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ import pytest
 from opd_trainer.checkpoint import LATEST
 from opd_trainer.errors import CheckpointError
 from tests.megatron import training
-from tests.runs.runs import ROOT
-from tests.runs.saving import KILLED_SAVE, STEPS, Trained, Watch, train
+from tests.processes import context
+from tests.runs.saving import KILLED_SAVE, STEPS, Trained, Watch, train, train_until_killed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.distributed.*is deprecated:FutureWarning"),
@@ -61,25 +60,19 @@ def test_killed_right_before_a_file_operation(
     student: Path, uninterrupted: Trained, operations: list[str], tmp_path: Path, point: int
 ) -> None:
     folder = tmp_path / "checkpoints"
-    kill(student, folder, str(point))
+    kill(student, folder, point)
     found = resume(student, folder, uninterrupted)
     marked = next(number for number, name in enumerate(operations, 1) if name == f"os.rename .{LATEST}.partial")
     assert found == (KILLED_SAVE if point > marked else KILLED_SAVE - 1)
     print(f"killed before {point:2} {operations[point - 1]:50} resumed from step {found}, same numbers")
 
 
-def kill(student: Path, folder: Path, *arguments: str) -> None:
+def kill(student: Path, folder: Path, point: int, *, background: bool = False) -> None:
     """Trains in a process that kills itself."""
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.runs.saving", str(student), str(folder), *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    process = context().Process(target=train_until_killed, args=(student, folder, point, background))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_saving_in_the_background_changes_no_number(student: Path, uninterrupted: Trained, tmp_path: Path) -> None:
@@ -90,7 +83,7 @@ def test_saving_in_the_background_changes_no_number(student: Path, uninterrupted
 @pytest.mark.parametrize("point", [6, 20])
 def test_killed_in_the_background(student: Path, uninterrupted: Trained, tmp_path: Path, point: int) -> None:
     folder = tmp_path / "checkpoints"
-    kill(student, folder, str(point), "background")
+    kill(student, folder, point, background=True)
     assert KILLED_SAVE - 2 <= resume(student, folder, uninterrupted) <= KILLED_SAVE
 
 
