@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -90,7 +91,8 @@ async def what_is_not_there_is_refused(session, monkeypatch):
     no_gpu = group(session, cpus=0.5, gpus=1.0)
     await expect(PreflightError, "workers of 1 GPU need 2 GPUs.*, and there are 0 on the node", no_gpu.start())
     monkeypatch.setattr(opd_session, "FREE_TIMEOUT_S", 0.2)
-    stranger = ray.remote(num_cpus=1)(Worker).remote()
+    actor: Any = ray.remote(num_cpus=1)(Worker)
+    stranger = actor.remote()
     assert ray.get(stranger.answer.remote()) == "here"
     await expect(PreflightError, "has 4 CPUs and 0 GPUs, of which 0 CPUs", group(session, size=1).start())
     ray.kill(stranger)
