@@ -63,7 +63,7 @@ class Controller:
         for step in self.checkpoint.steps():
             with self.tracker.step(step) as log:
                 batch = await self.experience.next(step, log)
-                async with self.learner.awake():
+                async with self.engine.asleep(), self.learner.awake():
                     if batch is not None:
                         with log.time("update"):
                             await self.learn(batch, log)

@@ -8,7 +8,7 @@ the samples under way are complete.
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,10 @@ class SettledEngine:
         """See `RolloutEngine`."""
         await self.experience.settle()
         await self.engine.load(weights)
+
+    def asleep(self) -> AbstractAsyncContextManager[None]:
+        """It generates while the student learns, and never sleeps."""
+        return contextlib.nullcontext()
 
     def metrics(self) -> Metrics:
         """See `RolloutEngine`."""

@@ -28,6 +28,10 @@ class RolloutEngine(Protocol):
         """Takes new weights under their Hugging Face names; later samples carry `weights.version`."""
         ...
 
+    def asleep(self) -> AbstractAsyncContextManager[None]:
+        """Its device memory is free inside, where it is shared with the learner; `load` takes back what it needs."""
+        ...
+
     def metrics(self) -> Metrics:
         """What happened since the last call."""
         ...

@@ -3,7 +3,9 @@
 See `opd_trainer.references` for what a row is.
 """
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +88,10 @@ class NoRollout:
 
     async def load(self, weights: WeightStream) -> None:
         """Leaves the stream untouched."""
+
+    def asleep(self) -> AbstractAsyncContextManager[None]:
+        """See `RolloutEngine`; it has no memory."""
+        return contextlib.nullcontext()
 
     def metrics(self) -> Metrics:
         """Nothing to tell."""

@@ -36,14 +36,29 @@ def build_engine(config: Config, vocabulary: Vocabulary, workers: Workers, outpu
     if not isinstance(config.rollout, SglangRollout):
         return workers.rollout(embedded_spec(config, vocabulary))
     tokenizer = vocabulary.tokenizer
+    folder, has_weights = served_folder(vocabulary, output_dir)
     spec = SglangSpec(
-        folder=vocabulary.folder,
+        folder=folder,
+        has_weights=has_weights,
         eos_token_ids=vocabulary.eos_token_ids,
         decode=lambda responses: tokenizer.batch_decode(responses, skip_special_tokens=True),
         rollout=config.rollout,
         run_dir=output_dir,
     )
     return SglangEngine(spec)
+
+
+def served_folder(vocabulary: Vocabulary, output_dir: Path) -> tuple[Path, bool]:
+    """What servers of the student start from, and whether it has weights: they get the student's in any case.
+
+    SGLang reads neither Megatron checkpoints nor folders with a tokenizer alone: it gets the shape.
+    """
+    if (vocabulary.folder / "config.json").is_file() and any(vocabulary.folder.glob("*.safetensors")):
+        return vocabulary.folder, True
+    shape = output_dir / "servers" / "shape"
+    vocabulary.config.save_pretrained(shape)
+    vocabulary.tokenizer.save_pretrained(shape)
+    return shape, False
 
 
 def build_teacher_engine(config: Config) -> RolloutEngine:

@@ -127,5 +127,11 @@ class SglangRollout(RolloutConfig):
     """tensor, distributed or disk."""
     sync_timeout_s: float = 300.0
     """Limit on each call of a weight sync, seconds."""
+    max_parity_gap: float | None = 0.2
+    """Largest mean difference between log-probs of servers and trainer after the first weight sync, nats; the run stops
+    beyond it. null does not look."""
+    release_memory: bool = False
+    """Servers on the trainer's own GPUs: they give weights and cache back while the student trains (SGLang's memory
+    saver, which needs torch_memory_saver beside sglang; servers at `urls` must run with --enable-memory-saver)."""
     sync_dir: str | None = None
     """disk: folder that the servers can read too; null takes one inside the run directory."""

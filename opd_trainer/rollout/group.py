@@ -1,8 +1,9 @@
 """Several embedded engines as one: requests are dealt to the workers of a group, samples stream back as they finish."""
 
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 from opd_trainer.errors import WorkerDied
@@ -116,6 +117,10 @@ class EngineGroup:
                 error = again
             else:
                 return
+
+    def asleep(self) -> AbstractAsyncContextManager[None]:
+        """See `RolloutEngine`; they keep their memory."""
+        return contextlib.nullcontext()
 
     def metrics(self) -> Metrics:
         """rollout/restarts so far, where workers are replaced."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from opd_trainer.sglang.config import LaunchConfig
 
@@ -15,11 +16,26 @@ CPU_TOKENS = 20000
 """Cache of a server on CPU, tokens."""
 
 
-def server_command(model: str, port: int, config: LaunchConfig, *, gpu: bool, text: bool = False) -> list[str]:
-    """`python -m sglang.launch_server` for a Hugging Face folder; without `text` only ids go in and out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purpose:
+    """What a server is for.
+
+    Attributes:
+        text: it takes text; requests of ours carry token ids only.
+        releases_memory: it gives GPU memory back when asked.
+        weights: the model's folder has weights; otherwise it waits for some that are sent.
+    """
+
+    text: bool = False
+    releases_memory: bool = False
+    weights: bool = True
+
+
+def server_command(model: str, port: int, config: LaunchConfig, purpose: Purpose, *, gpu: bool) -> list[str]:
+    """`python -m sglang.launch_server` for a Hugging Face folder."""
     command = [config.python or sys.executable, "-m", config.module, "--model-path", model]
     command += ["--host", config.host, "--port", str(port), "--dtype", config.dtype]
-    if not text:
+    if not purpose.text:
         command.append("--skip-tokenizer-init")
     command += ["--tp-size", str(config.tensor_parallel)]
     tokens = config.max_total_tokens
@@ -28,8 +44,10 @@ def server_command(model: str, port: int, config: LaunchConfig, *, gpu: bool, te
         tokens = tokens or CPU_TOKENS
     elif config.deterministic:
         command.append("--enable-deterministic-inference")
-    if config.memory_saver:
+    if purpose.releases_memory:
         command.append("--enable-memory-saver")
+    if not purpose.weights:
+        command += ["--load-format", "dummy"]
     if tokens is not None:
         command += ["--max-total-tokens", str(tokens)]
     if config.memory_fraction is not None:

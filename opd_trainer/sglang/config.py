@@ -29,8 +29,6 @@ class LaunchConfig:
     """Tokens in the cache of one server; null leaves it to SGLang (on CPU: 20000)."""
     deterministic: bool = True
     """Make a sample depend on its request and the weights alone (deterministic inference); slower. GPU only."""
-    memory_saver: bool = False
-    """Let the server give its GPU memory back between rollouts (needs torch_memory_saver beside sglang)."""
     start_timeout_s: float = 900.0
     """Limit on loading the model, seconds."""
     max_restarts: int = 3

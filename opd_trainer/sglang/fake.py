@@ -7,82 +7,17 @@ accepted and ignored. A recorded conversation of the real server is checked agai
 
 import argparse
 import asyncio
-import base64
-import io
-import itertools
-import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from aiohttp import web
 from torch import Tensor
 
-from opd_trainer.sglang import process_group
+from opd_trainer.sglang.fake_control import CONTROLS, SESSIONS
 from opd_trainer.sglang.fake_model import FakeModel, open_model
-from opd_trainer.sglang.faults import Fault, Faults, hang_up, respond
-
-VERSION = "0.5.23"
-OLD_VERSION = "0.5.3"
-"""What an older API (without weight-update sessions) reports."""
-
-
-class Refused(Exception):
-    """A request that SGLang answers with 400."""
-
-
-class Crashed(Exception):
-    """A request that SGLang 0.5.23 dies of: a token id beyond the vocabulary."""
-
-
-@dataclass(slots=True)
-class Running:
-    """A generation under way; set `aborted` to end it."""
-
-    aborted: bool = False
-
-
-@dataclass(slots=True)
-class FakeState:
-    """What the server knows.
-
-    Attributes:
-        make_model: builds the model of a fresh process.
-        model_path: what it says it serves.
-        sessions: weight updates from tensors need /begin_weight_update (newer SGLang).
-        honour_temperature: scores prompts at the request's temperature, which SGLang does not.
-        token_s: seconds that a generated token takes.
-        breaking: paths of control requests; the connection of the next one to each breaks before an answer.
-    """
-
-    make_model: Callable[[], FakeModel]
-    model_path: str = "fake"
-    sessions: bool = True
-    honour_temperature: bool = False
-    token_s: float = 0.0
-    breaking: set[str] = field(default_factory=set)
-    faults: Faults = field(default_factory=Faults)
-    weight_version: str = "default"
-    calls: list[str] = field(default_factory=list)
-    running: dict[str, Running] = field(default_factory=dict)
-    updating: bool = False
-    released: bool = False
-    groups: dict[str, Any] = field(default_factory=dict)
-    unpaused: asyncio.Event = field(default_factory=asyncio.Event)
-    model: FakeModel = field(init=False)
-    serial: Any = field(default_factory=itertools.count)
-
-    def __post_init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Back to the state of a fresh process: initial weights, no groups, nothing running."""
-        self.model, self.weight_version = self.make_model(), "default"
-        self.updating = self.released = False
-        self.groups.clear()
-        self.unpaused.set()
+from opd_trainer.sglang.fake_state import Crashed, FakeState, Refused, Running
+from opd_trainer.sglang.faults import Fault, hang_up, respond
 
 
 def application(state: FakeState) -> web.Application:
@@ -120,6 +55,9 @@ def application(state: FakeState) -> web.Application:
                 answer = await result if asyncio.iscoroutine(result) else result
             except Refused as error:
                 return web.json_response({"success": False, "message": str(error)}, status=400)
+            except Crashed:
+                state.restart()
+                return hang_up(request)
             if isinstance(answer, str):
                 return web.Response(text=answer)
             return web.json_response(answer)
@@ -128,7 +66,7 @@ def application(state: FakeState) -> web.Application:
 
     app.router.add_post("/generate", generate)
     app.router.add_post("/fake/fault", inject)
-    for path, action in {**_CONTROLS, **(_SESSIONS if state.sessions else {})}.items():
+    for path, action in {**CONTROLS, **(SESSIONS if state.sessions else {})}.items():
         control(path, action)
     app.router.add_route("*", "/{rest:.*}", _not_found)
     return app
@@ -241,148 +179,6 @@ def _top(log_probs: Tensor, k: int) -> list[list[Any]]:
     return [[value, number, None] for value, number in zip(values.tolist(), ids.tolist(), strict=True)]
 
 
-def _model_info(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model_path": state.model_path,
-        "tokenizer_path": state.model_path,
-        "is_generation": True,
-        "weight_version": state.weight_version,
-    }
-
-
-def _server_info(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model_path": state.model_path,
-        "version": VERSION if state.sessions else OLD_VERSION,
-        "tp_size": 1,
-        "skip_tokenizer_init": True,
-        "max_total_num_tokens": 20000,
-        "max_req_input_len": state.model.max_length - 6,
-        "context_length": None,
-    }
-
-
-def _done(message: str = "Success") -> dict[str, Any]:
-    return {"success": True, "message": message}
-
-
-def _pause(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    state.unpaused.clear()
-    return {"status": "ok"}
-
-
-def _continue(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    state.unpaused.set()
-    return {"status": "ok"}
-
-
-def _abort(state: FakeState, body: dict[str, Any]) -> str:
-    for rid, running in state.running.items():
-        if body.get("abort_all") or rid == body.get("rid"):
-            running.aborted = True
-    return ""
-
-
-def _begin(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    if state.updating:
-        raise Refused("a weight-update session is already open; call end_weight_update() first")
-    state.updating = True
-    return _done()
-
-
-def _end(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    if not state.updating:
-        raise Refused("end_weight_update() without begin_weight_update()")
-    state.updating = False
-    return _done()
-
-
-def _take(state: FakeState, named: Sequence[tuple[str, Tensor]], body: dict[str, Any]) -> dict[str, Any]:
-    try:
-        state.model.load(named)
-    except (KeyError, RuntimeError) as error:
-        raise Refused(f"Failed to update weights: {error}.") from error
-    if body.get("weight_version") is not None:
-        state.weight_version = body["weight_version"]
-    return _done()
-
-
-def _check_session(state: FakeState, what: str) -> None:
-    if state.sessions and not state.updating:
-        raise Refused(f"{what} must run between begin_weight_update() and end_weight_update()")
-
-
-def _from_tensor(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    _check_session(state, "update_weights_from_tensor")
-    return _take(state, pickle.load(io.BytesIO(base64.b64decode(body["serialized_named_tensors"][0]))), body)
-
-
-def _from_disk(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    files = sorted(Path(body["model_path"]).glob("*.safetensors"))
-    if not files:
-        raise Refused(f"Failed to get weights iterator: {body['model_path']}.")
-    return _take(state, [item for file in files for item in load_file(file).items()], body)
-
-
-async def _join_group(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    state.groups[body["group_name"]] = await asyncio.to_thread(
-        process_group.join,
-        body["backend"],
-        body["master_address"],
-        body["master_port"],
-        rank=body["rank_offset"],
-        size=body["world_size"],
-        name=body["group_name"],
-        timeout_s=60.0,
-    )
-    return _done()
-
-
-async def _from_distributed(state: FakeState, body: dict[str, Any]) -> dict[str, Any]:
-    _check_session(state, "update_weights_from_distributed")
-    group = state.groups.get(body["group_name"])
-    if group is None:
-        raise Refused(f"Group {body['group_name']} not in {list(state.groups)}.")
-    tensors = [
-        torch.empty(shape, dtype=getattr(torch, dtype))
-        for shape, dtype in zip(body["shapes"], body["dtypes"], strict=True)
-    ]
-    await asyncio.to_thread(process_group.broadcast, group, tensors)
-    return _take(state, list(zip(body["names"], tensors, strict=True)), body)
-
-
-def _release(state: FakeState, body: dict[str, Any]) -> None:
-    state.released = True
-
-
-def _resume(state: FakeState, body: dict[str, Any]) -> None:
-    state.released = False
-
-
-_CONTROLS: dict[str, Callable[[FakeState, dict[str, Any]], Any]] = {
-    "/health": lambda state, body: "",
-    "/model_info": _model_info,
-    "/get_model_info": _model_info,
-    "/server_info": _server_info,
-    "/flush_cache": lambda state, body: "Cache flushed.\n",
-    "/pause_generation": _pause,
-    "/continue_generation": _continue,
-    "/abort_request": _abort,
-    "/update_weights_from_tensor": _from_tensor,
-    "/update_weights_from_disk": _from_disk,
-    "/init_weights_update_group": _join_group,
-    "/update_weights_from_distributed": _from_distributed,
-    "/release_memory_occupation": _release,
-    "/resume_memory_occupation": _resume,
-}
-_SESSIONS: dict[str, Callable[[FakeState, dict[str, Any]], Any]] = {
-    "/begin_weight_update": _begin,
-    "/end_weight_update": _end,
-}
-
-
 def main() -> None:
     """Serves until it is told to stop."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -390,13 +186,14 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=30000)
     parser.add_argument("--old-api", action="store_true", help="without weight-update sessions")
+    parser.add_argument("--load-format", default="auto")
     options, _ = parser.parse_known_args()
     torch.set_num_threads(1)
-    path = options.model_path
+    path, dummy = options.model_path, options.load_format == "dummy"
 
     async def serve() -> web.Application:
         return application(
-            FakeState(make_model=lambda: open_model(path), model_path=path, sessions=not options.old_api)
+            FakeState(make_model=lambda: open_model(path, dummy=dummy), model_path=path, sessions=not options.old_api)
         )
 
     web.run_app(serve(), host=options.host, port=options.port, shutdown_timeout=0.5)

@@ -72,12 +72,16 @@ class TransformersModel:
 
     Args:
         folder: the folder.
+        dummy: take its shape alone, with random weights.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
+    def __init__(self, folder: Path, *, dummy: bool = False) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if dummy:
+            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._model = model.eval()
         self.vocab_size: int = model.config.vocab_size
         self.max_length: int = model.config.max_position_embeddings
@@ -94,12 +98,12 @@ class TransformersModel:
         _copy(self._model.state_dict(), named)
 
 
-def open_model(path: str) -> FakeModel:
-    """A Hugging Face folder, or `table:<vocabulary>:<seed>`."""
+def open_model(path: str, *, dummy: bool = False) -> FakeModel:
+    """A Hugging Face folder, with random weights if `dummy`, or `table:<vocabulary>:<seed>`."""
     if path.startswith("table:"):
         _, vocab_size, seed = path.split(":")
         return TableModel(int(vocab_size), int(seed))
-    return TransformersModel(Path(path))
+    return TransformersModel(Path(path), dummy=dummy)
 
 
 def _copy(parameters: Mapping[str, Tensor], named: Sequence[tuple[str, Tensor]]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opd_trainer.errors import OpdError
-from opd_trainer.sglang.command import server_command, server_environment
+from opd_trainer.sglang.command import Purpose, server_command, server_environment
 from opd_trainer.sglang.config import LaunchConfig
 from opd_trainer.sglang.endpoints import base_url
 from opd_trainer.sglang.server import ManagedServer, ServerSpec, free_port
@@ -24,7 +24,9 @@ class Fleet:
         self.servers = {server.spec.url: server for server in servers}
 
     @classmethod
-    def launch(cls, name: str, model: str, config: LaunchConfig, log_dir: Path, *, text: bool = False) -> "Fleet":
+    def launch(
+        cls, name: str, model: str, config: LaunchConfig, log_dir: Path, purpose: Purpose | None = None
+    ) -> "Fleet":
         """Servers of a Hugging Face folder; nothing runs before `start`.
 
         Args:
@@ -32,7 +34,7 @@ class Fleet:
             model: the folder.
             config: how.
             log_dir: where each server's output goes, as <name>-<number>.log.
-            text: load the tokenizer too; requests of ours carry token ids only.
+            purpose: what they are for; None scores or generates with token ids.
         """
         import torch
 
@@ -45,7 +47,7 @@ class Fleet:
                 ServerSpec(
                     name=f"{name} server {number}",
                     url=f"http://{config.host}:{port}",
-                    command=tuple(server_command(model, port, config, gpu=gpu, text=text)),
+                    command=tuple(server_command(model, port, config, purpose or Purpose(), gpu=gpu)),
                     environment=server_environment(devices, gpu=gpu),
                     log=log_dir / f"{name}-{number}.log",
                     start_timeout_s=config.start_timeout_s,

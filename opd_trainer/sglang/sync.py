@@ -185,7 +185,8 @@ class DiskSync:
         path = self._path(version)
         index = {"metadata": {}, "weight_map": self._written}
         (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-        body = {"model_path": str(path), "weight_version": str(version), "flush_cache": True}
+        # A server that started without weights would take none from a folder either, unless told.
+        body = {"model_path": str(path), "load_format": "auto", "weight_version": str(version), "flush_cache": True}
         await self._client.ask(endpoint, "/update_weights_from_disk", body, self._timeout_s)
 
     async def forget(self, endpoint: Endpoint) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from opd_trainer.config import Config
 from opd_trainer.model.folder import inspect
 from opd_trainer.rollout.config import SglangRollout
+from opd_trainer.sglang.command import Purpose
 from opd_trainer.sglang.config import LaunchConfig
 from opd_trainer.sglang.fleet import Fleet
 from opd_trainer.teacher.config import SglangManagedTeacher
@@ -41,7 +42,7 @@ async def serve(config: Config, output_dir: Path) -> None:
     """
     assert isinstance(config.rollout, SglangRollout), "checked with the configuration"
     model, launch = _folder(config.model.load, config.model.ckpt_step), config.rollout.launch
-    fleet = Fleet.launch("model", model, launch, output_dir / "servers", text=True)
+    fleet = Fleet.launch("model", model, launch, output_dir / "servers", Purpose(text=True))
     urls = _urls(fleet, launch)
     told = "\n".join(f"    curl {url}/generate -H 'Content-Type: application/json' -d '{EXAMPLE}'" for url in urls)
     await _serve(fleet, f"{model} answers\n{told}", output_dir)

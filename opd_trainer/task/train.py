@@ -23,7 +23,8 @@ from opd_trainer.memory.start import announce
 from opd_trainer.opd.config import OpdType
 from opd_trainer.prefetch import OneStepOffExperience, SettledEngine
 from opd_trainer.reward.pool import RewardPool
-from opd_trainer.rollout.config import RolloutMode
+from opd_trainer.rollout.config import RolloutMode, SglangRollout
+from opd_trainer.rollout.sglang.parity import ParityCheck
 from opd_trainer.teacher.dedicated import DedicatedTeacher
 from opd_trainer.tracking.summary import Evaluated
 from opd_trainer.tracking.tracker import Tracker
@@ -111,7 +112,11 @@ async def _train(config: Config, output_dir: Path, tracker: Tracker, asked_to_st
             checkpoint=checkpoints_of(config, output_dir, asked_to_stop),
         )
         default = dedicated.get(DEFAULT_TEACHER)
-        await workers.guarded(_fit(config, output_dir, controller, evaluation, default))
+        parity = None
+        if isinstance(config.rollout, SglangRollout) and config.rollout.max_parity_gap is not None:
+            training = [prompt for dataset in prompts.training for prompt in dataset.prompts]
+            parity = ParityCheck(training, sampling, config.seed, learner, config.rollout.max_parity_gap)
+        await workers.guarded(_fit(config, output_dir, controller, evaluation, default, parity))
 
 
 async def _fit(
@@ -120,12 +125,15 @@ async def _fit(
     controller: Controller,
     evaluation: RunEvaluation,
     teacher: DedicatedTeacher | None,
+    parity: ParityCheck | None,
 ) -> None:
     """From the newest checkpoint to the last step; `teacher` is the default one where it has workers of its own."""
     learner = controller.learner
     finished = await controller.checkpoint.restore(controller)
     controller.tracker.truncate_after(finished - 1)
     await controller.engine.load(learner.weights(version=finished))
+    if parity is not None:
+        await parity(controller.engine)
     if finished == 0:
         await evaluation.student(0, Evaluated.before)
         if config.opd.type is OpdType.megatron and config.eval.teacher:

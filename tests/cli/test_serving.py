@@ -39,6 +39,12 @@ def test_serving_needs_a_model_and_nothing_else(
             "rollout.launch.devices",
             "Name 2 GPUs",
         ),
+        (
+            ("rollout=sglang", "rollout.release_memory=true", "rollout.mode=one_step_off"),
+            "rollout.release_memory",
+            "Set one of them back",
+        ),
+        (("rollout=sglang", "rollout.max_parity_gap=0"), "rollout.max_parity_gap", "null not to look"),
     ],
 )
 def test_refused(check: Any, arguments: tuple[str, ...], key: str, fix: str) -> None:

@@ -310,19 +310,87 @@ def test_the_learner_may_write_on(tmp_path: Path) -> None:
     run(work())
 
 
-def test_released_memory_needs_new_weights(tmp_path: Path) -> None:
+def test_memory_is_free_while_the_student_trains(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with fake() as first, fake() as second:
+            rollout = engine(tmp_path, first, second, release_memory=True)
+            await rollout.start()
+            await rollout.load(stream(0))
+            assert len(await collect(rollout, 4)) == 4
+            async with rollout.asleep():
+                for server in (first, second):
+                    assert server.state.released == {"kv_cache", "weights"}
+                with pytest.raises(OpdError, match="load must succeed"):
+                    await collect(rollout, 1)
+                await rollout.load(stream(1))
+                for server in (first, second):
+                    # The cache waits until the student's memory is free.
+                    assert server.state.released == {"kv_cache"}
+            assert not first.state.released
+            for sample in await collect(rollout, 4):
+                torch.testing.assert_close(sample.log_probs, log_probs(sample, 1))
+            await rollout.close()
+
+    run(work())
+
+
+def test_memory_is_kept_unless_asked_for(tmp_path: Path) -> None:
     async def work() -> None:
         async with fake() as server:
             rollout = engine(tmp_path, server)
             await rollout.start()
             await rollout.load(stream(0))
-            await rollout.release()
-            assert server.state.released
-            await rollout.resume()
-            with pytest.raises(OpdError, match="load must succeed"):
-                await collect(rollout, 1)
-            await rollout.load(stream(1))
-            assert len(await collect(rollout, 2)) == 2
+            async with rollout.asleep():
+                assert len(await collect(rollout, 1)) == 1
+            assert "/release_memory_occupation" not in server.state.calls
+            await rollout.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_server_that_dies_asleep_comes_back_awake(tmp_path: Path, when: str) -> None:
+    """Before or after it got its new weights; a new process knows nothing of memory that the old one gave back."""
+
+    async def work() -> None:
+        async with fake() as server:
+            rollout = engine(tmp_path, server, release_memory=True)
+            await rollout.start()
+            await rollout.load(stream(0))
+            async with rollout.asleep():
+                if when == "before":
+                    server.state.restart()
+                await rollout.load(stream(1))
+                if when == "after":
+                    server.state.restart()
+            for sample in await collect(rollout, 3):
+                torch.testing.assert_close(sample.log_probs, log_probs(sample, 1))
+            await rollout.close()
+
+    run(work())
+
+
+def test_a_request_under_way_is_waited_for_before_memory_is_given_back(tmp_path: Path) -> None:
+    """SGLang dies of being told to while something runs; a straggler that was given up may still."""
+
+    async def work() -> None:
+        async with fake(token_s=0.1) as server:
+            rollout = engine(tmp_path, server, release_memory=True)
+            await rollout.start()
+            await rollout.load(stream(0))
+            stray = asyncio.create_task(
+                rollout.client.ask(
+                    rollout.client.pool.endpoints[0],
+                    "/generate",
+                    {"input_ids": [3, 4], "sampling_params": {"max_new_tokens": 8, "ignore_eos": True}},
+                )
+            )
+            await asyncio.sleep(0.2)
+            async with rollout.asleep():
+                assert stray.done()
+                assert server.state.released
+                await rollout.load(stream(1))
+            assert len(await collect(rollout, 1)) == 1
             await rollout.close()
 
     run(work())

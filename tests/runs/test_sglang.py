@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from opd_trainer.cli.entry import main
 from opd_trainer.opd.overlap import OVERLAP_NAMES
 from opd_trainer.sglang.config import LaunchConfig
 from tests.runs.outages import rollout_server_dies, teacher_is_away
-from tests.runs.runs import column, distil, launch, start, steps, world
+from tests.runs.runs import ROOT, column, distil, launch, start, steps, world
 
 FAKE = "opd_trainer.sglang.fake"
 
@@ -45,6 +46,17 @@ def test_rollouts_from_servers_follow_the_student(small: Path) -> None:
     assert process.returncode == 0, printed
     # New weights every step: a server that kept the old ones would disagree from the second step on.
     assert all(gap < 1e-4 for gap in column(small / "rollouts", "train/rollout_log_prob_diff"))
+
+
+def test_a_megatron_checkpoint_is_served_from_its_shape(small: Path, tmp_path: Path) -> None:
+    """SGLang does not read torch_dist: the server starts without weights, and gets the student's."""
+    source = ("task=convert", f"task.source={small / 'student'}", f"task.target={tmp_path / 'megatron'}")
+    assert main(ROOT / "conf", ["experiment=null", *source, f"output_dir={tmp_path / 'convert'}"]) == 0
+    rollout = ("rollout=sglang", f"rollout.launch.module={FAKE}", "rollout.release_memory=true", "eval.teacher=false")
+    assert (
+        launch(small, tmp_path / "run", *distil(small), f"model.load={tmp_path / 'megatron'}", *rollout, "steps=2") == 0
+    )
+    assert all(gap < 1e-4 for gap in column(tmp_path / "run", "train/rollout_log_prob_diff"))
 
 
 def test_a_rollout_server_dies_in_the_middle_of_a_run(small: Path) -> None:

@@ -8,7 +8,7 @@ from opd_trainer.cli.rules.inputs import demo_paths
 from opd_trainer.config import Config
 from opd_trainer.errors import CheckpointError, Problem
 from opd_trainer.model.folder import CheckpointKind, inspect
-from opd_trainer.rollout.config import SglangRollout
+from opd_trainer.rollout.config import RolloutMode, SglangRollout
 from opd_trainer.sglang.config import LaunchConfig
 from opd_trainer.task.config import ServeTask, ServeTeacherTask
 from opd_trainer.teacher.config import SglangManagedTeacher
@@ -56,6 +56,20 @@ def launches(config: Config, named: Named) -> Iterator[Problem]:
             yield Problem(f"{key}.devices", str(list(launch.devices)), why, fix)
 
 
+def shared_memory(config: Config, named: Named) -> Iterator[Problem]:
+    """Servers that sleep while the student trains, and generate at the same time."""
+    rollout = config.rollout
+    if not isinstance(rollout, SglangRollout):
+        return
+    if rollout.release_memory and rollout.mode is RolloutMode.one_step_off:
+        why = "the servers generate the next step's samples while the student trains"
+        yield Problem("rollout.release_memory", "true with rollout.mode=one_step_off", why, "Set one of them back")
+    if rollout.max_parity_gap is not None and not rollout.max_parity_gap > 0:
+        why = "two engines are never equal to the last bit"
+        fix = "Set rollout.max_parity_gap=0.2, or null not to look"
+        yield Problem("rollout.max_parity_gap", f"{rollout.max_parity_gap:g}", why, fix)
+
+
 def _launched(config: Config) -> Iterator[tuple[str, LaunchConfig]]:
     if isinstance(config.rollout, SglangRollout) and not config.rollout.urls:
         yield "rollout.launch", config.rollout.launch
@@ -81,5 +95,5 @@ def _servable(key: str, load: str | None, ckpt_step: int | None) -> Iterator[Pro
         yield Problem(key, f"{found.path}, a {found.kind} checkpoint", "SGLang serves Hugging Face folders", fix)
 
 
-ALWAYS: tuple[Rule, ...] = (launches,)
+ALWAYS: tuple[Rule, ...] = (launches, shared_memory)
 SERVING: tuple[Rule, ...] = (served_teacher, served_student, launches, demo_paths)

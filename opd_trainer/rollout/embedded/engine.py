@@ -1,7 +1,9 @@
 """The embedded engine in the caller's own process and thread."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from opd_trainer.metrics import Metrics
 from opd_trainer.rollout.embedded.worker import EmbeddedSpec, EmbeddedWorker
@@ -45,6 +47,10 @@ class EmbeddedEngine:
         async for bucket in weights.buckets:
             self._worker.load_bucket(bucket)
         self._worker.commit(weights.version)
+
+    def asleep(self) -> AbstractAsyncContextManager[None]:
+        """See `RolloutEngine`; it keeps its memory."""
+        return contextlib.nullcontext()
 
     def metrics(self) -> Metrics:
         """Nothing can go wrong without an exception."""

@@ -1,10 +1,12 @@
 """Rollouts from SGLang servers: samples stream back as they finish, weights go in, dead servers come back with them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,11 +15,16 @@ from opd_trainer.metrics import Metrics
 from opd_trainer.rollout.config import SglangRollout, SyncVia
 from opd_trainer.rollout.sglang.requests import Batch
 from opd_trainer.sglang.client import ClientConfig, SglangClient
+from opd_trainer.sglang.command import Purpose
 from opd_trainer.sglang.endpoints import Endpoint
 from opd_trainer.sglang.failure import RequestFailed
 from opd_trainer.sglang.fleet import Fleet
 from opd_trainer.sglang.sync import DiskSync, DistributedSync, TensorSync, WeightSync, own_address, update
 from opd_trainer.types import Request, Sample, Sampling, ScoreStatus, WeightStream
+
+CACHE, WEIGHTS = "kv_cache", "weights"
+"""What servers give back, in SGLang's words."""
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +32,12 @@ class SglangSpec:
     """What an SGLang engine is made of.
 
     Attributes:
-        folder: Hugging Face folder of the student's architecture and tokenizer; servers start with its weights.
+        folder: config.json and tokenizer of the student, in Hugging Face's form; servers start with its weights.
         eos_token_ids: the model's own end-of-sequence tokens.
         decode: responses -> texts, without special tokens.
         rollout: settings.
         run_dir: for logs of servers and for weights on their way through disk.
+        has_weights: `folder` has some; otherwise servers start with none, and wait for the first sync.
     """
 
     folder: Path
@@ -37,6 +45,7 @@ class SglangSpec:
     decode: Callable[[list[list[int]]], list[str]]
     rollout: SglangRollout
     run_dir: Path
+    has_weights: bool = True
 
 
 class SglangEngine:
@@ -52,7 +61,8 @@ class SglangEngine:
     def __init__(self, spec: SglangSpec, fleet: Fleet | None = None) -> None:
         rollout = spec.rollout
         if fleet is None:
-            launch = ("rollout", str(spec.folder), rollout.launch, spec.run_dir / "servers")
+            purpose = Purpose(releases_memory=rollout.release_memory, weights=spec.has_weights)
+            launch = ("rollout", str(spec.folder), rollout.launch, spec.run_dir / "servers", purpose)
             fleet = Fleet(rollout.urls) if rollout.urls else Fleet.launch(*launch)
         self._spec, self._fleet = spec, fleet
         limits = ClientConfig(timeout_s=rollout.timeout_s, concurrency=rollout.concurrency, attempts=rollout.attempts)
@@ -61,6 +71,7 @@ class SglangEngine:
         self._version: int | None = None
         self._weights: list[list[tuple[str, Tensor]]] = []
         self._locks = {url: asyncio.Lock() for url in fleet.urls}
+        self._asleep: dict[str, set[str]] = {}
         self._generating = False
         self._failed = 0
 
@@ -80,7 +91,7 @@ class SglangEngine:
             OpdError: no weights were loaded, or earlier requests are under way.
             WorkerError: servers refused a request, died too often, or left more than `max_failed_fraction` unanswered.
         """
-        if self._version is None:
+        if self._version is None or self._asleep:
             raise OpdError("rollout: the servers have no weights of ours: load must succeed before generate")
         if self._generating:
             raise OpdError("rollout: earlier requests are under way: exhaust or close the earlier iterator first")
@@ -125,14 +136,20 @@ class SglangEngine:
         self._version = weights.version
         await asyncio.gather(*(self._load(endpoint) for endpoint in self.client.pool.endpoints))
 
-    async def release(self) -> None:
-        """Makes servers give GPU memory back (`launch.memory_saver`); then `resume` and `load` before `generate`."""
-        self._version = None
-        await self.client.ask_all("/release_memory_occupation", {}, self._spec.rollout.sync_timeout_s)
+    @asynccontextmanager
+    async def asleep(self) -> AsyncIterator[None]:
+        """With `release_memory`, servers have no weights and no cache inside; `load` takes back memory for weights.
 
-    async def resume(self) -> None:
-        """Makes servers take their GPU memory again; the weights in it mean nothing until `load`."""
-        await self.client.ask_all("/resume_memory_occupation", {}, self._spec.rollout.sync_timeout_s)
+        Raises:
+            WorkerError: a server refused.
+        """
+        if not self._spec.rollout.release_memory:
+            yield
+            return
+        self._version = None
+        await asyncio.gather(*(self._release(endpoint) for endpoint in self.client.pool.endpoints))
+        yield
+        await asyncio.gather(*(self._resume(endpoint, WEIGHTS, CACHE) for endpoint in self.client.pool.endpoints))
 
     def metrics(self) -> Metrics:
         """rollout/retries, rollout/restarts and rollout/unanswered since the last call."""
@@ -152,6 +169,7 @@ class SglangEngine:
     async def _load(self, endpoint: Endpoint) -> None:
         async with self._locks[endpoint.url]:
             await self._revive(endpoint)
+            await self._resume(endpoint, WEIGHTS)
             try:
                 await self._push(endpoint)
             except WorkerError as error:
@@ -184,8 +202,52 @@ class SglangEngine:
     async def _revive(self, endpoint: Endpoint) -> bool:
         started = await self._fleet.ensure(endpoint.url)
         if started:
+            # A new process, with all its memory.
+            self._asleep.pop(endpoint.url, None)
             await self._sync.forget(endpoint)
         return started
+
+    async def _release(self, endpoint: Endpoint) -> None:
+        await self._settle(endpoint)
+        if await self._order(endpoint, "/release_memory_occupation", {"tags": [CACHE, WEIGHTS]}):
+            self._asleep[endpoint.url] = {CACHE, WEIGHTS}
+
+    async def _resume(self, endpoint: Endpoint, *tags: str) -> None:
+        """In two parts, weights before the cache, which would not fit while the trainer's memory is still taken."""
+        wanted = self._asleep.get(endpoint.url, set()) & set(tags)
+        if not wanted:
+            return
+        done = await self._order(endpoint, "/resume_memory_occupation", {"tags": sorted(wanted)})
+        # Whoever takes the place of a server that died has all its memory.
+        left = self._asleep.pop(endpoint.url) - wanted
+        if done and left:
+            self._asleep[endpoint.url] = left
+
+    async def _settle(self, endpoint: Endpoint) -> None:
+        """Waits until nothing runs: a server that is told to release memory under a request dies of it."""
+        timeout_s = self._spec.rollout.sync_timeout_s
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                # Refused while requests run.
+                await self.client.ask(endpoint, "/flush_cache", {}, timeout_s)
+                return
+            except RequestFailed as failure:
+                if failure.transient:
+                    return
+                if time.monotonic() > deadline:
+                    raise WorkerError(f"rollout: {endpoint.url} did not come to rest: {failure}") from failure
+                await asyncio.sleep(POLL_S)
+
+    async def _order(self, endpoint: Endpoint, path: str, body: dict[str, Any]) -> bool:
+        """Whether a server did it; one that is gone did not, and is started by the next `load`."""
+        try:
+            await self.client.ask(endpoint, path, body, self._spec.rollout.sync_timeout_s)
+        except RequestFailed as failure:
+            if failure.transient:
+                return False
+            raise WorkerError(f"rollout: {failure}. rollout.release_memory needs SGLang's memory saver") from failure
+        return True
 
     async def _push(self, endpoint: Endpoint) -> None:
         assert self._version is not None, "weights are pushed after they were collected"
