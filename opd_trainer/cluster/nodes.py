@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -21,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opd_trainer.cluster import die_with_parent
-from opd_trainer.cluster.rendezvous import free_port
 from opd_trainer.errors import WorkerError
 
 POLL_S = 0.2
@@ -30,6 +30,8 @@ OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Object store of a node: batches and weight buckets pass through it one at a time."""
 RAY = (sys.executable, "-m", "ray.scripts.scripts", "start")
 LOG_TAIL = 2000
+PORTS = range(20000, 32000)
+"""For the head: below those that systems give to clients, and not among those that Ray uses by itself."""
 PROMPT = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # A node that is gone is noticed after five of these.
@@ -128,6 +130,10 @@ class _Part:
     def tail(self) -> str:
         return f"{self._log}:\n{self._log.read_text(errors='replace')[-LOG_TAIL:]}"
 
+    @property
+    def lost_its_port(self) -> bool:
+        return "Failed to start the grpc server" in self.tail
+
     def stop(self) -> None:
         if self.runs:
             self._process.terminate()
@@ -149,12 +155,13 @@ def _meeting_place(directory: Path, task: JobTask) -> Path:
 
 
 @contextlib.contextmanager
-def head(task: JobTask, directory: Path, taken: Collection[int] = ()) -> Iterator[str]:
+def head(task: JobTask, directory: Path, timeout_s: float, taken: Collection[int] = ()) -> Iterator[str]:
     """Rank 0's part: the address of Ray inside, which this process's environment then names too.
 
     Args:
         task: this one.
         directory: of the job, shared by all nodes.
+        timeout_s: limit on its start.
         taken: GPUs of this node that are not for Ray.
 
     Raises:
@@ -164,29 +171,52 @@ def head(task: JobTask, directory: Path, taken: Collection[int] = ()) -> Iterato
     place, token = _meeting_place(directory, task), secrets.token_hex(32)
     # Ray puts Unix sockets there, whose paths may have 107 characters.
     temp_dir = tempfile.mkdtemp(prefix="opd", dir="/tmp")
-    address = f"{task.address}:{free_port(task.address)}"
-    variables = _token_variables(token) | {"RAY_ADDRESS": address}
-    before = {name: os.environ.get(name) for name in variables}
-    arguments = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
-    part = _Part([*arguments, f"--temp-dir={temp_dir}"], task, token, place / "node0.log")
+    variables = _token_variables(token)
+    before = {name: os.environ.get(name) for name in (*variables, "RAY_ADDRESS")}
+    part: _Part | None = None
     try:
-        os.environ.update(variables)
-        # The others try until it answers; a head that died at once has nothing to tell them.
-        time.sleep(POLL_S)
-        if not part.runs:
-            raise WorkerError(f"Ray did not start on {task.address}: {part.tail}")
+        part, address = _answering_head(task, token, temp_dir, place / "node0.log", time.monotonic() + timeout_s)
+        os.environ.update(variables | {"RAY_ADDRESS": address})
         _tell(place / "head.json", {"address": address, "token": token, "temp_dir": temp_dir})
         yield address
     finally:
         (place / "done").touch()
         (place / "head.json").unlink(missing_ok=True)
-        part.stop()
+        if part is not None:
+            part.stop()
         shutil.rmtree(temp_dir, ignore_errors=True)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _answering_head(task: JobTask, token: str, temp_dir: str, log: Path, deadline: float) -> tuple[_Part, str]:
+    """A head that answers, and its address. Another process may take a port in the moment between choice and use."""
+    while True:
+        port = random.choice(PORTS)
+        if _answers(task.address, port):
+            continue
+        arguments = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temp_dir}"]
+        part = _Part(arguments, task, token, log)
+        while part.runs and not _answers(task.address, port):
+            if time.monotonic() > deadline:
+                part.stop()
+                raise WorkerError(f"Ray did not start on {task.address} in time: {part.tail}")
+            time.sleep(POLL_S)
+        if part.runs:
+            return part, f"{task.address}:{port}"
+        if time.monotonic() > deadline or not part.lost_its_port:
+            raise WorkerError(f"Ray did not start on {task.address}: {part.tail}")
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _tell(file: Path, content: dict[str, str]) -> None:

@@ -42,7 +42,7 @@ class RunInJob:
                 return None
             served = {device for devices in server_devices(self.config).values() for device in devices}
             try:
-                with head(task, self.directory / "slurm", served) as address:
+                with head(task, self.directory / "slurm", cluster.start_timeout_s, served) as address:
                     print(f"Ray at {address} for {task.nodes} nodes, attempt {task.attempt}", flush=True)
                     return app.run(self.config, self.directory)
             except Interrupted as interrupted:
