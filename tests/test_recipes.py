@@ -14,11 +14,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from opd_trainer.cli.entry import main
+from opd_trainer.cluster.config import RayCluster
 from opd_trainer.megatron.families.registry import architecture_from_config, to_hf_config
 from opd_trainer.model.config import ArchitectureConfig, Family
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(file for file in (ROOT / "conf" / "experiment").glob("*.yaml") if file.stem != "arithmetic")
 VOCABULARY = 151936
 """Rows of Qwen3's embedding."""
 QWEN3_8B = ArchitectureConfig(
@@ -50,6 +50,7 @@ PARAMETERS = {
     "qwen3_30b_a3b_self": 30.5e9,
 }
 """Of the student, as its model card says."""
+RECIPES = [ROOT / "conf" / "experiment" / f"{name}.yaml" for name in PARAMETERS]
 H100_GIB, H200_GIB = 79, 140
 """What the driver reports, rounded down."""
 MEMORY_GIB = dict.fromkeys(PARAMETERS, H100_GIB) | {"qwen3_30b_a3b_self": H200_GIB}
@@ -112,8 +113,8 @@ def preflight(shelf: Path, name: str, output: Path, memory_gib: int) -> int:
     )
 
 
-def test_every_recipe_is_known_here() -> None:
-    assert {file.stem for file in RECIPES} == set(PARAMETERS)
+def test_every_recipe_of_qwen3_is_known_here() -> None:
+    assert {file.stem for file in (ROOT / "conf" / "experiment").glob("qwen3*.yaml")} == set(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -162,11 +163,15 @@ def devices(of: Mapping[str, Any]) -> set[int]:
     return set(of.get("launch", {}).get("devices", []))
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_no_gpu_is_given_to_two(file: Path) -> None:
-    found = recipe(file)
-    training = set(range(found.get("cluster", {}).get("num_workers", 2)))
+ONE_NODE = [name for name in PARAMETERS if name not in ("qwen3_30b_a3b_self", "qwen3_1_7b_one_gpu")]
+"""On several nodes the planner keeps the GPUs of servers from the workers; in one process there are no servers."""
+
+
+@pytest.mark.parametrize("name", ONE_NODE)
+def test_no_gpu_is_given_to_two(name: str) -> None:
+    found = recipe(ROOT / "conf" / "experiment" / f"{name}.yaml")
+    training = set(range(found.get("cluster", {}).get("num_workers", RayCluster().num_workers)))
     rollout, teacher = devices(found["rollout"]), devices(found.get("teacher", {}))
-    assert not training & rollout
-    assert not training & teacher
+    assert rollout
+    assert not training & (rollout | teacher)
     assert not rollout & teacher
