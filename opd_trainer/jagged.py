@@ -52,11 +52,6 @@ def mean_by(
     return sum_by(values, seq, mask, num_sequences) / count_by(seq, mask, num_sequences).clamp_min(1)
 
 
-def masked_mean(values: Float[Tensor, " T"], mask: Bool[Tensor, " T"]) -> Float[Tensor, ""]:
-    """Mean of the unmasked values; NaN when there are none (unknown is never 0)."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum()
-
-
 def whiten(values: Float[Tensor, " T"], mask: Bool[Tensor, " T"], epsilon: float = 1e-8) -> Float[Tensor, " T"]:
     """Masked whitening over the whole axis: (x - mean) / sqrt(var + epsilon), biased variance; 0 where masked."""
     count = mask.sum().clamp_min(1)

@@ -31,11 +31,6 @@ def test_sums_and_means_by_sequence() -> None:
     assert jagged.mean_by(VALUES, SEQ, MASK, 3).tolist() == [1.0, 0.0, 3.5]
 
 
-def test_masked_mean() -> None:
-    assert float(jagged.masked_mean(VALUES, MASK)) == pytest.approx(8 / 3)
-    assert math.isnan(jagged.masked_mean(VALUES, torch.zeros_like(MASK)))
-
-
 def test_order_inside_a_sequence() -> None:
     assert jagged.rank_of(SEQ, MASK, 3).tolist() == [0, 1, 0, 1, 1]
     assert jagged.sum_before(VALUES, SEQ, MASK, 3).tolist() == [0.0, 1.0, 0.0, 2.0, 2.0]

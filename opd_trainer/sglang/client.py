@@ -123,10 +123,6 @@ class SglangClient:
         payload = None if body is None else json.dumps(body).encode()
         return await self._send(endpoint, path, payload, timeout_s)
 
-    async def ask_all(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = CONTROL_TIMEOUT_S) -> Any:
-        """`ask` of every server at once; answers in the order of the URLs."""
-        return await asyncio.gather(*(self.ask(e, path, body, timeout_s) for e in self.pool.endpoints))
-
     def _count_retry(self, state: "RetryCallState") -> None:
         self.num_retries += 1
 

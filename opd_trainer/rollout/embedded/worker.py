@@ -3,14 +3,12 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from opd_trainer.errors import OpdError, UserError
-from opd_trainer.model.folder import eos_token_ids, load_tokenizer
 from opd_trainer.rollout.config import EmbeddedRollout
 from opd_trainer.rollout.embedded.generation import Generation, slots_needed
 from opd_trainer.rollout.embedded.shape import DecoderShape
@@ -38,21 +36,6 @@ class EmbeddedSpec:
     rollout: EmbeddedRollout
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
-
-    @classmethod
-    def from_folder(
-        cls, folder: Path, rollout: EmbeddedRollout, dtype: torch.dtype = torch.float32, device: str = "cpu"
-    ) -> Self:
-        """Reads config.json, the tokenizer and the EOS tokens of a Hugging Face folder.
-
-        Raises:
-            CheckpointError: the folder has no tokenizer.
-        """
-        from transformers import AutoConfig
-
-        tokenizer = load_tokenizer(folder)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return cls(config, tokenizer, eos_token_ids(folder, tokenizer), rollout, dtype, device)
 
     def make_worker(self, rank: int, size: int, rendezvous: str) -> "EmbeddedWorker":
         """A worker for a `WorkerGroup`; every rank is alike, and they do not talk to each other."""
