@@ -24,11 +24,11 @@ PROBE = "eval/reverse_kl"
 
 @dataclass(slots=True)
 class ReverseKlProbe:
-    """Reverse KL of the student to its Megatron teachers on responses to fixed held-out prompts.
+    """Reverse KL of the student to its teachers on responses to fixed held-out prompts.
 
     Responses are drawn from the current student with fixed seeds, so that two evaluations of the same weights agree
-    exactly. The estimate is the mean over all response tokens of log p_student(y_t) - log p_teacher(y_t), both computed
-    by the training workers.
+    exactly. The estimate is the mean of log p_student(y_t) - log p_teacher(y_t) over the response tokens that a teacher
+    scored. The student's side is always the training workers'; the teacher's is theirs too where it is inline.
     """
 
     prompts: Sequence[Prompt]

@@ -63,7 +63,7 @@ class SupervisedObjective:
         return NegativeLogLikelihood()
 
     def metrics(self, batch: TokenBatch, result: UpdateResult) -> Metrics:
-        """Loss, perplexity's logarithm and optimizer figures."""
+        """Loss, entropy and optimizer figures."""
         metrics = Metrics().put("train/loss", result.loss)
         metrics.put("train/grad_norm", result.grad_norm).put("train/lr", result.learning_rate)
         return metrics.mean("train/entropy", result.entropy, batch.mask)
