@@ -136,7 +136,10 @@ class OnPolicyExperience:
         """What `step` learns from, of what was drawn; see `next`."""
         log.add(drawn.told)
         if not drawn.samples:
-            raise DataError(f"step {step} ended without a single usable sample: all {drawn.dropped} were dropped")
+            raise DataError(
+                f"step {step + 1} ended without a single usable sample: all {drawn.dropped} were dropped, because the "
+                "engine gave up on them or the reward could not be computed; the warnings above say why"
+            )
         log.add(describe(drawn.samples, drawn.dropped))
         log.add(Metrics().put("rollout/staleness", step - sum(s.version for s in drawn.samples) / len(drawn.samples)))
         log.samples(drawn.samples)

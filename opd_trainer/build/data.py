@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from opd_trainer.build.roster import teachers_of
 from opd_trainer.build.vocabulary import Vocabulary
 from opd_trainer.config import Config
-from opd_trainer.data.prompts import PromptSet, check_disjoint, load_prompts, load_training_sets
+from opd_trainer.data.prompts import PromptSet, check_disjoint, check_teachers, load_prompts, load_training_sets
 from opd_trainer.data.stream import PromptStream
 from opd_trainer.references import Referee, Reference
 
@@ -26,13 +27,16 @@ def load_data(config: Config, vocabulary: Vocabulary) -> Prompts:
     """Reads every dataset.
 
     Raises:
-        DataError: a row is malformed, a file is missing, or held-out prompts are trained on.
+        DataError: a row is malformed or asks for a teacher that is not there, a file is missing, or held-out prompts
+            are trained on.
     """
     limit = config.rollout.max_prompt_tokens
     training = load_training_sets(config.data, vocabulary.tokenizer, max_prompt_tokens=limit)
     held_out = load_held_out(config, vocabulary)
     if not config.eval.allow_trained_on:
         check_disjoint(training, held_out)
+    if config.opd.on:
+        check_teachers([*training, *held_out], teachers_of(config))
     return Prompts(training, held_out)
 
 

@@ -21,7 +21,8 @@ HEAD = """# What is refused, and what it says
 
 Every command line below ends with exit code 2 before a model is loaded, a server is asked or a file is written; all its
 problems are told at once, each with the override that repairs it. Without `experiment=null` a command line changes the
-demo. MODEL is a folder with a model, EMPTY one without, and RUN the directory of a run that was started.
+demo. MODEL is a Hugging Face folder, DIST a torch_dist checkpoint, EMPTY a folder without a model, and RUN the directory
+of a run that was started.
 
 Written by `python -m opd_trainer.cli.refusals`, which asks the very check that `launch.py` asks; a test holds that
 every rule about combinations appears.
@@ -108,6 +109,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "data.path=null",
         "data=mixture data.path=null",
         "eval.datasets.heldout.path=null",
+        "data.path=no/such/file.jsonl eval.datasets.math.path=nor/this.jsonl",
+        "data=mixture data.datasets.one.path=x.jsonl data.datasets.one.weight=0",
+        "data.offset=-1 data.n_rows=0",
+        "\"data.prompt_template='Think first.'\"",
         "model.load=null",
         "demo=null data.path=x.jsonl model.load=MODEL opd=off",
         "teacher.load=EMPTY",
@@ -124,6 +129,21 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "experiment=null task=convert task.source=MODEL task.target=EMPTY model.load=MODEL",
         "experiment=null task=summarize",
         "experiment=null task=summarize task.sweep_dir=EMPTY",
+    ),
+    "Servers of ours": (
+        "task=serve_teacher",
+        "task=serve_teacher teacher=sglang_managed teacher.load=null",
+        "task=serve_teacher teacher=sglang_managed teacher.load=EMPTY",
+        "task=serve_teacher teacher=sglang_managed teacher.load=DIST",
+        "task=serve",
+        "task=serve rollout=sglang rollout.urls=[http://host:30000]",
+        "rollout=sglang rollout.launch.servers=0",
+        "rollout=sglang rollout.launch.servers=2 rollout.launch.devices=['0']",
+    ),
+    "Rollouts of older weights": (
+        "rollout.mode=one_step_off opd.student_log_prob=rollout",
+        "rollout.mode=one_step_off loss.correction_low=2 loss.correction_high=3",
+        "rollout.mode=one_step_off steps=1",
     ),
     "Parallel layouts": (
         "megatron.tensor_parallel=2",
@@ -159,10 +179,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 def scene() -> Iterator[None]:
     """A working directory with what the examples name."""
     with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
-        for folder in ("MODEL", "EMPTY", "RUN"):
+        for folder in ("MODEL", "DIST", "EMPTY", "RUN"):
             Path(folder).mkdir()
         Path("MODEL/config.json").write_text(json.dumps(MODEL))
+        Path("DIST/.metadata").write_text("")
         Path("EMPTY/notes.txt").write_text("no model")
+        Path("x.jsonl").write_text("")
         record = {"config_hash": "another", "resume_hash": "another", "status": "running"}
         Path("RUN/run.json").write_text(json.dumps(record))
         yield

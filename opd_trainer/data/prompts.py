@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,13 @@ class Rendered:
     metadata: dict[str, Any]
 
 
-def lookup(columns: dict[str, Any], key: str) -> Any:
+def lookup(columns: dict[str, Any], key: str, option: str) -> Any:
     """The first of the alternatives ``a|b.c`` that the row has.
+
+    Args:
+        columns: of the row.
+        key: the alternatives.
+        option: which setting named them, for messages.
 
     Raises:
         BadRow: it has none of them.
@@ -93,7 +98,8 @@ def lookup(columns: dict[str, Any], key: str) -> Any:
             value = value[part]
         else:
             return value
-    raise BadRow(f"it has no column {' or '.join(map(repr, key.split('|')))} (it has {', '.join(map(repr, columns))})")
+    wanted, there = (" or ".join(map(repr, key.split("|"))), ", ".join(map(repr, columns)))
+    raise BadRow(f"it has no column {wanted} ({option} names it; it has {there})")
 
 
 def conversation(value: Any, config: DataConfig) -> list[dict[str, Any]] | str:
@@ -132,7 +138,7 @@ def answer_of(columns: dict[str, Any], config: DataConfig) -> str | None:
     """The reference answer as text."""
     if config.label_key is None:
         return None
-    value = lookup(columns, config.label_key)
+    value = lookup(columns, config.label_key, "label_key, null for none,")
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise BadRow(f"its label is {value!r}, neither text nor a number")
     return str(value)
@@ -146,7 +152,7 @@ def metadata_of(columns: dict[str, Any], config: DataConfig) -> dict[str, Any]:
     metadata = {name: value for name, value in columns.items() if name not in used}
     if config.metadata_key is None:
         return metadata
-    value = lookup(columns, config.metadata_key)
+    value = lookup(columns, config.metadata_key, "metadata_key")
     if not isinstance(value, dict):
         raise BadRow(f"its metadata is a {type(value).__name__}, not an object")
     return metadata | value
@@ -156,7 +162,7 @@ def teacher_of(columns: dict[str, Any], config: DataConfig) -> str:
     """The name of the teacher."""
     if config.teacher_key is None:
         return config.teacher
-    value = lookup(columns, config.teacher_key)
+    value = lookup(columns, config.teacher_key, "teacher_key")
     if not isinstance(value, str) or not value:
         raise BadRow(f"its teacher is {value!r}, not a name")
     return value
@@ -170,7 +176,7 @@ def render(row: Row, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -
     """
     if row.columns is None:
         raise BadRow(row.reason)
-    messages = conversation(lookup(row.columns, config.prompt_key), config)
+    messages = conversation(lookup(row.columns, config.prompt_key, "prompt_key"), config)
     is_chat = not isinstance(messages, str)
     text = messages if isinstance(messages, str) else apply_chat_template(messages, config, tokenizer)
     return Rendered(
@@ -300,10 +306,6 @@ def load_training_sets(
     """The dataset of a run, or the datasets of a mixture."""
     if not isinstance(config, MixtureData):
         return [load_prompts(config, tokenizer, name="train", max_prompt_tokens=max_prompt_tokens)]
-    if not config.datasets:
-        raise DataError("data=mixture has no datasets. Set data.datasets.<name>.path for each")
-    if config.path is not None:
-        raise DataError("data=mixture takes no data.path of its own. Set data.datasets.<name>.path")
     return [
         load_prompts(dataset, tokenizer, name=name, max_prompt_tokens=max_prompt_tokens)
         for name, dataset in config.datasets.items()
@@ -324,4 +326,21 @@ def check_disjoint(train: Sequence[PromptSet], held_out: Sequence[PromptSet]) ->
                 f"eval.datasets.{prompts.name}: {len(common)} of {len(prompts.prompts)} prompts are also trained on "
                 f"(first: {common[0].id} is {trained[common[0].text]}), so its accuracy would not be that of unseen "
                 "problems. Separate them with offset and n_rows of the two datasets, or set eval.allow_trained_on=true"
+            )
+
+
+def check_teachers(sets: Sequence[PromptSet], teachers: Collection[str]) -> None:
+    """Refuses prompts whose teacher is not there.
+
+    Raises:
+        DataError: nobody would score their responses.
+    """
+    for prompts in sets:
+        lost = [prompt for prompt in prompts.prompts if prompt.teacher not in teachers]
+        if lost:
+            name = lost[0].teacher
+            raise DataError(
+                f"{prompts.name}: {len(lost)} of {len(prompts.prompts)} prompts ask for a teacher that is not there "
+                f"(first: {lost[0].id} asks for {name!r}; there are {', '.join(map(repr, teachers))}). Add it with "
+                f"+teacher@teachers.{name}=resident teachers.{name}.load=DIR, or mend data.teacher or data.teacher_key"
             )

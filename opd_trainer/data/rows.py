@@ -49,10 +49,6 @@ def read_rows(config: DataConfig, name: str) -> Iterator[Row]:
     """
     if config.path is None:
         raise DataError(f"{name}: no path is set, so there are no prompts. Set data.path, or eval.datasets.<name>.path")
-    if config.offset < 0 or (config.n_rows is not None and config.n_rows < 1):
-        raise DataError(
-            f"{name}: offset {config.offset} and n_rows {config.n_rows} select no rows. Use offset >= 0, n_rows >= 1"
-        )
     path = Path(config.path).expanduser()
     if not path.exists():
         raise DataError(f"{name}: {path} does not exist. Set data.path to a file that does")

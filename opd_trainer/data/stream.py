@@ -59,8 +59,6 @@ class PromptStream:
     """
 
     def __init__(self, sets: Sequence[PromptSet]) -> None:
-        if not sets or any(prompts.weight <= 0 for prompts in sets):
-            raise DataError("a stream of prompts needs datasets of positive data.weight")
         self._cursors = [Cursor(prompts) for prompts in sets]
         self._shares = [prompts.weight / sum(p.weight for p in sets) for prompts in sets]
 

@@ -111,10 +111,13 @@ class Custom:
             group.result.set_result({s.index: part for s, part in zip(samples, parts, strict=True)})
 
     async def _call(self, argument: Sample | list[Sample]) -> Any:
+        function, limit = self._function, self._config.timeout_s
         async with self._slots:
-            if inspect.iscoroutinefunction(self._function):
-                return await asyncio.wait_for(self._function(argument), self._config.timeout_s)
-            return await asyncio.wait_for(in_thread(self._function, argument), self._config.timeout_s)
+            call = function(argument) if inspect.iscoroutinefunction(function) else in_thread(function, argument)
+            try:
+                return await asyncio.wait_for(call, limit)
+            except TimeoutError as error:
+                raise TimeoutError(f"{self._config.path} took longer than reward.timeout_s={limit:g}") from error
 
     async def close(self) -> None:
         """Holds nothing that needs closing."""

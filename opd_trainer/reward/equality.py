@@ -50,14 +50,63 @@ def same_answer(answer: str, gold: str) -> bool:
         return False
     if squeezed(left.core) == squeezed(right.core):
         return True
-    if left.is_text or right.is_text:
-        return False
+    return not (left.is_text or right.is_text) and same_mathematics(left, right)
+
+
+def same_mathematics(left: Spelled, right: Spelled) -> bool:
+    """Whether two expressions, whose units do not contradict each other, have the same value."""
+    entries = paired_entries(left.core, right.core)
+    if entries is not None:
+        return all(same_answer(one, other) for one, other in entries)
     numbers = exact_number(left.core), exact_number(right.core)
     if numbers[0] == numbers[1] if None not in numbers else same_value(left.core, right.core):
         return True
     if "percent" in {left.unit, right.unit} and left.unit != right.unit:
         return same_value(as_fraction(left), as_fraction(right))
     return False
+
+
+def paired_entries(left: str, right: str) -> list[tuple[str, str]] | None:
+    """The entries of a tuple `(a, b)` and of a bare list `a, b`, pair by pair; None unless they are one of each.
+
+    A bare list of solutions has no order, and math-verify gives a tuple beside it none either; a person does.
+    """
+    found = []
+    for text, other in ((left, right), (right, left)):
+        inner = unwrapped(text)
+        if inner is not None and unwrapped(other) is None:
+            found.append((entries_of(inner), entries_of(other), text is left))
+    if len(found) != 1:
+        return None
+    ordered, bare, is_left = found[0]
+    if len(ordered) < 2 or len(ordered) != len(bare):
+        return None
+    return list(zip(ordered, bare, strict=True) if is_left else zip(bare, ordered, strict=True))
+
+
+def unwrapped(text: str) -> str | None:
+    """What is inside of the parentheses that enclose the whole text; None without such."""
+    text = text.strip()
+    if not text.startswith("(") or not text.endswith(")"):
+        return None
+    depth = 0
+    for place, sign in enumerate(text):
+        depth += (sign in "([{") - (sign in ")]}")
+        if depth == 0:
+            return text[1:-1] if place == len(text) - 1 else None
+    return None
+
+
+def entries_of(text: str) -> list[str]:
+    """The text, cut at the commas that are in no bracket."""
+    entries, depth = [""], 0
+    for sign in text:
+        depth += (sign in "([{") - (sign in ")]}")
+        if sign == "," and depth == 0:
+            entries.append("")
+        else:
+            entries[-1] += sign
+    return entries
 
 
 def squeezed(text: str) -> str:

@@ -67,10 +67,17 @@ def shared_composer() -> Composer:
         return found
 
 
+def put_data(folder: Path) -> None:
+    """The datasets that command lines of the tests name."""
+    for name in ("x", "x.jsonl", "prompts.jsonl"):
+        (folder / name).write_text("")
+
+
 @pytest.fixture
 def check(shared_composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checker:
-    """A checker whose working directory is empty."""
+    """A checker whose working directory has data and nothing else."""
     monkeypatch.chdir(tmp_path)
+    put_data(tmp_path)
     return Checker(shared_composer)
 
 
@@ -105,8 +112,9 @@ class Launcher:
 
 @pytest.fixture
 def launch(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launcher:
-    """A launcher whose working directory is empty."""
+    """A launcher whose working directory has data and nothing else."""
     monkeypatch.chdir(tmp_path)
+    put_data(tmp_path)
     return Launcher(capsys)
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from opd_trainer.data.config import DataConfig, MixtureData, OnBadRow
-from opd_trainer.data.prompts import check_disjoint, load_prompts, load_training_sets
+from opd_trainer.data.prompts import check_disjoint, check_teachers, load_prompts, load_training_sets
 from opd_trainer.errors import DataError
 
 
@@ -149,10 +149,6 @@ def test_mixture(tmp_path, tokenizer):
         ("a", 2.0, "a", "a"),
         ("b", 1.0, "b", "b"),
     ]
-    with pytest.raises(DataError, match=r"data\.datasets"):
-        load_training_sets(MixtureData(), tokenizer, max_prompt_tokens=10)
-    with pytest.raises(DataError, match=r"no data\.path of its own"):
-        load_training_sets(MixtureData(path="x", datasets=datasets), tokenizer, max_prompt_tokens=10)
 
 
 def test_overlap_of_train_and_evaluation_is_refused(load):
@@ -163,3 +159,11 @@ def test_overlap_of_train_and_evaluation_is_refused(load):
         DataError, match=r"eval\.datasets\.heldout: 1 of 3 prompts are also trained on.*offset and n_rows"
     ):
         check_disjoint([train], [load(rows, name="heldout", offset=3)])
+
+
+def test_a_teacher_that_is_not_there(load):
+    rows = [{"prompt": str(i), "label": "x", "who": "maths" if i else "default"} for i in range(3)]
+    train = load(rows, teacher_key="who")
+    check_teachers([train], {"default", "maths"})
+    with pytest.raises(DataError, match=r"train: 2 of 3 prompts ask for a teacher.*'maths'; there are 'default'"):
+        check_teachers([train], ["default"])

@@ -79,11 +79,6 @@ def test_weights_are_kept_at_every_moment():
             assert abs(counts[name] - 3 * step * weight / 8) <= 1
 
 
-def test_weights_must_be_positive():
-    with pytest.raises(DataError, match="weight"):
-        PromptStream([PromptSet("a", prompts(2), weight=0.0)])
-
-
 @pytest.mark.parametrize("change", ["prompts", "seed", "name"])
 def test_resume_on_other_data_is_refused(change):
     state = PromptStream([PromptSet("a", prompts(5))]).state_dict()

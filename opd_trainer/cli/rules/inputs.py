@@ -6,6 +6,8 @@ from pathlib import Path
 from opd_trainer.cli.named import Named
 from opd_trainer.cli.rules.common import DEMO_PREFIX, Rule, files, teachers
 from opd_trainer.config import Config
+from opd_trainer.data.config import DataConfig
+from opd_trainer.data.problems import data_problems
 from opd_trainer.errors import CheckpointError, Problem
 from opd_trainer.model.folder import inspect
 from opd_trainer.opd.config import OpdType
@@ -23,16 +25,29 @@ def training_data(config: Config, named: Named) -> Iterator[Problem]:
             "data.datasets", "empty", "a mixture needs datasets to draw from", "Set data.datasets.NAME.path=FILE"
         )
     for key, data in found:
-        if data.path is None:
-            yield Problem(f"{key}.path", "null", "there are no prompts to train on", f"Set {key}.path=FILE")
+        yield from _file(key, data, "train")
 
 
 def evaluation_data(config: Config, named: Named) -> Iterator[Problem]:
     """Every evaluation set has a file."""
     for name, dataset in config.eval.datasets.items():
         for key, data in files(f"eval.datasets.{name}", dataset):
-            if data.path is None:
-                yield Problem(f"{key}.path", "null", "there are no prompts to evaluate on", f"Set {key}.path=FILE")
+            yield from _file(key, data, "evaluate")
+
+
+def _file(key: str, data: DataConfig, purpose: str) -> Iterator[Problem]:
+    if data.path is None:
+        yield Problem(f"{key}.path", "null", f"there are no prompts to {purpose} on", f"Set {key}.path=FILE")
+    elif not data.path.startswith(DEMO_PREFIX) and not Path(data.path).expanduser().exists():
+        yield Problem(f"{key}.path", data.path, "there is no such file", f"Set {key}.path to a file that exists")
+
+
+def datasets_can_work(config: Config, named: Named) -> Iterator[Problem]:
+    """What datasets themselves know to be wrong."""
+    if isinstance(config.task, TrainTask | SftTask):
+        yield from data_problems(config.data, "data")
+    for name, dataset in config.eval.datasets.items():
+        yield from data_problems(dataset, f"eval.datasets.{name}")
 
 
 def reward_can_work(config: Config, named: Named) -> Iterator[Problem]:
@@ -117,6 +132,7 @@ def student_has_tokenizer(config: Config, named: Named) -> Iterator[Problem]:
 ALWAYS: tuple[Rule, ...] = (
     training_data,
     evaluation_data,
+    datasets_can_work,
     reward_can_work,
     demo_paths,
     checkpoints_exist,
