@@ -1,4 +1,4 @@
-"""One-step-off rollouts with a scripted engine: what is generated when, what waits for what, what a checkpoint keeps."""
+"""One-step-off rollouts with a scripted engine: what is generated when, what waits, what a checkpoint keeps."""
 
 import asyncio
 import json

@@ -50,7 +50,7 @@ class Trial:
 
 def plain_name(text: str) -> str:
     """`text` in letters, digits and `.-_`, which no shell and no Hydra wants quoted; never empty."""
-    return re.sub(r"[^\w.]+", "-", text, flags=re.ASCII).strip("-.")[:MAX_NAME] or "unnamed"
+    return re.sub(r"[^\w.]+", "-", text.replace("+", ""), flags=re.ASCII).strip("-.")[:MAX_NAME] or "unnamed"
 
 
 def trial_name(values: Mapping[str, Any]) -> str:

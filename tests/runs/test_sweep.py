@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from opd_trainer.checkpoint import LATEST
@@ -80,6 +81,37 @@ def test_a_failed_trial_loses_no_other(small: Path, tmp_path: Path, capsys: pyte
     finished = [path.parent.name for path in (tmp_path / "sweep").glob("*/summary.json")]
     assert len(finished) == 1
     assert finished[0].endswith("train.jsonl")
+
+
+def test_a_trial_that_fails_half_way_leaves_nothing_to_the_next(
+    small: Path, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "diverging"
+    more = ("opd_kl_coef=0.25", SWEPT[1], "megatron.optimizer.clip_grad=0", "megatron.optimizer.lr=1e30,1e-3")
+    assert sweep(small, output, *more) == 1
+    assert "TrainingDiverged" in capsys.readouterr().err
+    record = json.loads((output / "lr-1e30" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["error"].startswith("TrainingDiverged")
+    assert (output / "lr-1e30" / "metrics.jsonl").is_file()
+    alone = tmp_path / "alone"
+    more = (
+        *distil(small),
+        "opd.kl_coef=0.25",
+        SWEPT[1],
+        "megatron.optimizer.clip_grad=0",
+        "megatron.optimizer.lr=1e-3",
+    )
+    assert launch(small, alone, *more) == 0
+    assert steps(output / "lr-0.001") == steps(alone)
+
+
+def test_ray_is_closed_between_trials(small: Path, tmp_path: Path) -> None:
+    output = tmp_path / "ray"
+    more = ("cluster=ray", "cluster.num_workers=1", "cluster.num_cpus=2", "eval.teacher=false")
+    assert sweep(small, output, "seed=0,1", "steps=1", *more) == 0
+    assert not ray.is_initialized()
+    assert len(list(output.glob("*/summary.json"))) == 2
 
 
 def test_wandb_runs_of_a_sweep_share_a_group(small: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ def test_names_need_no_quotes() -> None:
     assert trial_name({"opd.kl_coef": 0.25, "seed": 1}) == "kl_coef-0.25_seed-1"
     assert trial_name({"model.load": "/models/Qwen3 8B", "opd": "off"}) == "load-models-Qwen3-8B_opd-off"
     assert trial_name({"data.path": "a=b'ü'"}) == "path-a-b"
+    assert trial_name({"megatron.optimizer.lr": 1e30}) == "lr-1e30"
+    assert trial_name({"megatron.optimizer.lr": 1e-30}) == "lr-1e-30"
     assert len(trial_name({"data.path": "x" * 500})) == 80
 
 
