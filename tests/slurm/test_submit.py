@@ -1,0 +1,121 @@
+"""What is asked of SLURM, and what is made of its answers; SLURM itself is not needed."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opd_trainer.cluster.config import SlurmCluster
+from opd_trainer.errors import JobFailed, PreflightError
+from opd_trainer.slurm import queue as slurm_queue
+from opd_trainer.slurm import submit as slurm_submit
+from opd_trainer.slurm.code import code_lines, freeze_code
+from opd_trainer.slurm.config import SlurmQueue
+from opd_trainer.slurm.queue import GONE, Outcome, State, Submitted, cpus_of_nodes, ended, states
+from opd_trainer.slurm.submit import failure, wait
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for programs that are found first."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder
+
+
+def answers(folder: Path, name: str, text: str) -> None:
+    """Makes a program that prints `text`."""
+    (folder / f"{name}.txt").write_text(text)
+    program = folder / name
+    program.write_text(f"#!/bin/sh\ncat '{folder}/{name}.txt'\n")
+    program.chmod(0o755)
+
+
+def submitted(folder: Path, job_id: str = "7") -> Submitted:
+    return Submitted(job_id, folder, folder / "log.out", folder / "result.pkl")
+
+
+def test_states_come_from_squeue_and_then_from_sacct(programs: Path) -> None:
+    answers(programs, "squeue", "7_0|RUNNING|None\n7_1|PENDING|Resources\n")
+    answers(programs, "sacct", "8|CANCELLED by 0\n")
+    found = states(["7_0", "7_1", "8", "9"])
+    assert {job: str(state) for job, state in found.items()} == {
+        "7_0": "running",
+        "7_1": "pending (Resources)",
+        "8": "cancelled",
+        "9": GONE.lower(),
+    }
+
+
+def test_a_result_is_read_and_a_traceback_too(tmp_path: Path) -> None:
+    job = submitted(tmp_path)
+    job.result.write_bytes(pickle.dumps(("success", 0.5)))
+    assert ended(job, "COMPLETED").value == 0.5
+    job.result.write_bytes(pickle.dumps(("error", "Traceback\nZeroDivisionError: oh\n")))
+    end = ended(job, "FAILED")
+    assert end.outcome is Outcome.failed
+    error = failure(end)
+    assert isinstance(error, JobFailed)
+    assert error.explains_itself
+    assert "job 7 FAILED" in str(error)
+    assert "ZeroDivisionError: oh" in str(error)
+
+
+def test_a_killed_job_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    job = submitted(tmp_path)
+    assert "was not written" in ended(job, "CANCELLED").said
+    job.log.write_text("".join(f"line {number}\n" for number in range(100)) + "Out Of Memory\n")
+    end = ended(job, "OUT_OF_MEMORY")
+    assert end.outcome is Outcome.failed
+    assert end.said.endswith("Out Of Memory")
+    assert "line 10\n" not in end.said
+
+
+def test_waiting_survives_a_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = iter(["PENDING", "RUNNING", "NODE_FAIL", "PENDING", "RUNNING", "COMPLETED"])
+    monkeypatch.setattr(slurm_submit, "states", lambda ids: {job_id: State(next(script)) for job_id in ids})
+    job = submitted(tmp_path)
+    job.result.write_bytes(pickle.dumps(("success", None)))
+    (end,) = wait([job], sleep=lambda seconds: None)
+    assert end.outcome is Outcome.done
+
+
+def test_a_node_failure_without_a_requeue_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_submit, "RETURN_S", 0.05)
+    monkeypatch.setattr(slurm_submit, "states", lambda ids: {job_id: State("NODE_FAIL") for job_id in ids})
+    (end,) = wait([submitted(tmp_path)], sleep=lambda seconds: None)
+    assert (end.state, end.outcome) == ("NODE_FAIL", Outcome.failed)
+
+
+def test_more_than_a_partition_has_is_refused(programs: Path) -> None:
+    answers(programs, "sinfo", "debug*|4\ndebug*|8\nbig|64\n")
+    assert cpus_of_nodes(None) == [4, 8]
+    slurm_submit._check_nodes(SlurmCluster(nodes=2), SlurmQueue())
+    slurm_submit._check_nodes(SlurmCluster(nodes=1, cpus_per_node=64), SlurmQueue(partition="big"))
+    with pytest.raises(PreflightError, match="has 2 nodes, the largest with 8 CPUs, and 1 that will do"):
+        slurm_submit._check_nodes(SlurmCluster(nodes=2, cpus_per_node=6), SlurmQueue())
+
+
+def test_nothing_is_known_without_sinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm_queue.cpus_of_nodes(None) == []
+
+
+def test_frozen_code_is_what_python_imports(tmp_path: Path) -> None:
+    code = freeze_code(tmp_path)
+    assert freeze_code(tmp_path) == code
+    elsewhere = tmp_path / "elsewhere" / "opd_trainer"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "__init__.py").write_text("raise SystemExit('the working directory was imported')")
+    look = f"{sys.executable} -c 'import opd_trainer.tracking.provenance as p; print(p.__file__); print(p.git_state())'"
+    script = "\n".join([*code_lines(code), look])
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=elsewhere.parent, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    file, git = done.stdout.splitlines()
+    assert Path(file).is_relative_to(code)
+    assert (code / "git.json").read_text().strip() in (git.replace("'", '"').lower(), "null")
