@@ -59,7 +59,7 @@ class Config:
     output_dir: str | None = None
     """Run directory; null makes outputs/<name>/<date-time>. In a sweep, the parent of the jobs' directories."""
     resume: Resume = Resume.never
-    """never or auto: continue the latest unfinished run with the same settings."""
+    """never or auto: continue the latest unfinished run with the same settings. A sweep is always continued."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When the state of a run is saved."""
     task: TaskConfig = MISSING
