@@ -44,6 +44,15 @@ NAMES = {
 }
 
 
+def change(first: float, last: float) -> str:
+    """How a divergence has moved, in words; "" where no ratio says it."""
+    if not (first > 0 and last > 0):
+        return ""
+    ratio = max(first / last, last / first)
+    direction = "lower" if last < first else "higher"
+    return f"{ratio:.1f} times {direction}" if ratio >= 1.05 else "about the same"
+
+
 def step_line(record: StepRecord, total_steps: int) -> str:
     """One compact line, in columns that stay aligned from step to step."""
     width = len(str(total_steps))
@@ -82,8 +91,7 @@ def result_table(summary: Summary) -> Table:
     if first is not None:
         table.add_row("reverse KL first", significant(first), "nats per token, held-out prompts")
     if last is not None:
-        fall = f"{first / last:.1f} times lower" if first is not None and last > 0 else ""
-        table.add_row("reverse KL last", significant(last), fall)
+        table.add_row("reverse KL last", significant(last), "" if first is None else change(first, last))
     table.add_section()
     for who, label in NAMES.items():
         for dataset, nll in sorted(results.reference_nll.get(who, {}).items()):

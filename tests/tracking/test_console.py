@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from opd_trainer.tracking.console import ConsoleSink, result_table, step_line
+from opd_trainer.tracking.console import ConsoleSink, change, result_table, step_line
 from opd_trainer.tracking.sink import StepRecord
 from opd_trainer.tracking.summary import Evaluated, Results, Summary
 
@@ -131,3 +131,18 @@ def test_a_resume_says_where_it_goes_on() -> None:
     sink = ConsoleSink(8, every=1, curves=Path("c.png"), title="t", console=Console(file=file))
     sink.truncate_after(4)
     assert file.getvalue() == "resuming after step 5/8\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "said"),
+    [
+        (0.412, 0.0313, "13.2 times lower"),
+        (0.2, 0.3, "1.5 times higher"),
+        (0.433, 0.439, "about the same"),
+        (0.4, 0.0, ""),
+        (0.4, float("nan"), ""),
+        (-0.001, 0.3, ""),
+    ],
+)
+def test_a_rise_is_not_told_as_a_fall(first: float, last: float, said: str) -> None:
+    assert change(first, last) == said
