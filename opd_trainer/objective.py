@@ -39,13 +39,17 @@ SEED_STRIDE = 1_000_003
 
 @dataclass(frozen=True, slots=True)
 class LossParts:
-    """The loss of each token before masking, by origin; None where a part is not used."""
+    """The loss of each token before masking, by origin; None where a part is not used.
+
+    `advantage` and `correction` are factors of `policy`, for the metrics.
+    """
 
     policy: Float[Tensor, " T"]
     reference_kl: Float[Tensor, " T"] | None
     entropy: Float[Tensor, " T"] | None
     divergence: Float[Tensor, " T"] | None
     advantage: Float[Tensor, " T"]
+    correction: Float[Tensor, " T"] | None
 
     @property
     def total(self) -> Float[Tensor, " T"]:
@@ -100,9 +104,10 @@ class ObjectiveLoss:
         log_probs, old = self._live_and_old(live.log_probs, batch)
         advantage = self.advantage(live.log_probs.detach(), batch)
         policy = self.policy(log_probs, old, advantage, batch)
+        correction = None
         if self.options.correction not in (None, Correction.none):
-            rollout = torch.where(mask, batch.rollout.log_probs, 0.0)
-            policy = policy * correction_weight(self.options, old, rollout)
+            correction = correction_weight(self.options, old, torch.where(mask, batch.rollout.log_probs, 0.0))
+            policy = policy * correction
         bonus = self.options.entropy_coef
         return LossParts(
             policy=policy,
@@ -110,6 +115,7 @@ class ObjectiveLoss:
             entropy=-bonus * torch.where(mask, live.entropy, 0.0) if bonus else None,
             divergence=self._divergence(live, batch),
             advantage=advantage,
+            correction=correction,
         )
 
     def advantage(self, student: Float[Tensor, " T"], batch: TokenBatch) -> Float[Tensor, " T"]:
@@ -253,6 +259,8 @@ class Objective:
         metrics.put("train/pg_loss", _weighted(parts.policy, weight, mask))
         metrics.mean("train/clip_fraction", loss.clipped(result.log_probs, parts.advantage, batch).float(), mask)
         metrics.mean("train/advantage", parts.advantage, mask).mean("rollout/entropy", result.entropy, mask)
+        if parts.correction is not None:
+            metrics.mean("train/correction_weight", parts.correction, mask)
         if parts.reference_kl is not None:
             metrics.put("train/kl_loss", _weighted(parts.reference_kl, weight, mask))
         if batch.old is not None:

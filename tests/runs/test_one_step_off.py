@@ -33,6 +33,9 @@ def test_samples_are_one_version_old(uninterrupted: Path) -> None:
     assert gaps[0] < 1e-5
     assert all(gap > 1e-3 for gap in gaps[1:])
     assert all(math.isfinite(loss) for loss in column(uninterrupted, "train/loss"))
+    weights = list(column(uninterrupted, "train/correction_weight"))
+    assert weights[0] == pytest.approx(1, abs=1e-4)
+    assert all(0 < weight < 2 and weight != pytest.approx(1, abs=1e-6) for weight in weights[1:])
 
 
 def test_a_step_that_no_step_precedes_is_that_of_a_synchronous_run(small: Path, uninterrupted: Path) -> None:
@@ -47,6 +50,7 @@ def test_a_step_that_no_step_precedes_is_that_of_a_synchronous_run(small: Path, 
 def test_correction_is_on_unless_it_is_switched_off(small: Path, uninterrupted: Path) -> None:
     output = small / "uncorrected"
     assert launch(small, output, *distil(small), *MODE, "loss.correction=none") == 0
+    assert "train/correction_weight" not in steps(output)[0]
     assert steps(output)[0]["train/loss"] == steps(uninterrupted)[0]["train/loss"]
     assert steps(output)[1]["train/loss"] != steps(uninterrupted)[1]["train/loss"]
 
