@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from opd_trainer.cluster.nodes import head, member, this_task
 from opd_trainer.config import Config
 from opd_trainer.errors import Interrupted, WorkerDied
 from opd_trainer.interruption import ASKS_TO_STOP
+
+END_S = 10.0
+"""How long a cancelled task may take to end in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,10 @@ def cancellable() -> Iterator[None]:
         # Once is enough: what ends in order must not be disturbed at it.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print("cancelled: SLURM asked the task to end", flush=True)
+        # SLURM has signalled Ray as well, which may not answer any more.
+        late = threading.Timer(END_S, os._exit, (128 + number,))
+        late.daemon = True
+        late.start()
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
