@@ -4,6 +4,7 @@ python -m opd_trainer.cli.algorithms
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,9 +27,16 @@ def options(conf: Path) -> dict[str, Estimator]:
     return {name: _instance(OmegaConf.to_object(config)) for name, config in configs.items()}
 
 
-def table(estimators: Mapping[str, Estimator]) -> str:
+def table(estimators: Mapping[str, Estimator], conf: Path = ROOT / "conf") -> str:
     """A row for each option: what it computes, what it needs and where it comes from."""
-    return "\n".join([*HEAD, *(_row(name, estimator) for name, estimator in sorted(estimators.items()))]) + "\n"
+    rows = (_row(name, estimator, cited(conf, name)) for name, estimator in sorted(estimators.items()))
+    return "\n".join([*HEAD, *rows]) + "\n"
+
+
+def cited(conf: Path, name: str) -> str:
+    """The papers that an option's own comment cites, "" where it cites none."""
+    comment = (conf / "estimator" / f"{name}.yaml").read_text().splitlines()[0]
+    return ", ".join(re.findall(r"arXiv \d{4}\.\d{5}", comment))
 
 
 def with_table(document: str, text: str) -> str:
@@ -43,7 +51,7 @@ def _instance(value: object) -> Estimator:
     return value
 
 
-def _row(name: str, estimator: Estimator) -> str:
+def _row(name: str, estimator: Estimator, cited: str) -> str:
     summary = (type(estimator).__doc__ or "").splitlines()[0]
     base = type(estimator)()
     own = [
@@ -55,7 +63,9 @@ def _row(name: str, estimator: Estimator) -> str:
     needs = ", ".join(sorted(estimator.needs)) or "nothing"
     loss = (type(estimator.loss).__doc__ or "").splitlines()[0]
     whitened = "yes" if estimator.whiten else "no"
-    cells = (f"`{name}`", advantage, needs, loss, f"{estimator.aggregation}", whitened, estimator.source)
+    # An option may set its class up as another paper does.
+    source = estimator.source if not cited or cited in estimator.source else f"{cited}, after {estimator.source}"
+    cells = (f"`{name}`", advantage, needs, loss, f"{estimator.aggregation}", whitened, source)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
