@@ -60,7 +60,13 @@ def prepared(config: Config, train: Callable[[Config, Path], float | None]) -> C
     # Several jobs of a sweep may want the same models at the same moment.
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
+            print(
+                f"demo: making {folder}, once: problems, a teacher trained on them, and its early snapshot as the "
+                "student. What follows is the teacher's training",
+                flush=True,
+            )
             build(config, folder, train)
+            print(f"demo: {folder} is made; now the run itself", flush=True)
     return with_real_paths(config, folder)
 
 

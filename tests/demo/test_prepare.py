@@ -55,3 +55,20 @@ def test_serving_another_model_does_not_build_the_demo(tmp_path: Path, task: Tas
     assert prepared(asked, train) is asked
     with pytest.raises(AssertionError, match="built"):
         prepared(config(task, tmp_path), train)
+
+
+def test_it_says_whose_training_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def train(config: Config, folder: Path) -> float:
+        for name in ("checkpoints", "model", "snapshot"):
+            (folder / name).mkdir(parents=True)
+        print("training")
+        return 1.0
+
+    run = config(TrainTask(), tmp_path)
+    prepared(run, train)
+    first, training, last = capsys.readouterr().out.splitlines()
+    assert "the teacher's training" in first
+    assert training == "training"
+    assert last.endswith("is made; now the run itself")
+    prepared(run, train)
+    assert capsys.readouterr().out == ""
