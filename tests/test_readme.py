@@ -28,3 +28,24 @@ def test_linked_files_exist() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def messages() -> list[str]:
+    """What the troubleshooting table quotes, in the pieces that stand between its dots."""
+    table = README.split("## When something goes wrong")[1].split("## Licence")[0]
+    quoted = [
+        span for row in re.findall(r"^\| (.*?) \|", table, flags=re.MULTILINE) for span in re.findall("`([^`]+)`", row)
+    ]
+    return [piece.strip(" ,;:()") for text in quoted for piece in re.split(r"\.\.\.|: ", text) if len(piece) > 8]
+
+
+def said_by_the_code() -> str:
+    """The source and the page of refusals, with string literals of several lines put together."""
+    files = [*(ROOT / "opd_trainer").rglob("*.py"), ROOT / "docs" / "refusals.md", ROOT / "Makefile"]
+    return re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text(encoding="utf-8") for file in files))
+
+
+def test_quoted_messages_are_those_of_the_code() -> None:
+    source, quoted = said_by_the_code(), messages()
+    assert len(quoted) > 10
+    assert [piece for piece in quoted if piece not in source and not piece.startswith("make ")] == []
