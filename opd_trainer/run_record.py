@@ -20,6 +20,8 @@ LOCK_FILE = ".lock"
 
 NOT_OF_THE_RESULT = frozenset({"name", "output_dir", "resume", "checkpoint", "tracking"})
 """Keys that change where and how often things are written, not what is computed."""
+ATTENDANCE = frozenset({"address", "wait", "start_timeout_s", "grace_s", "max_restarts"})
+"""Keys of `cluster` that change who waits for what, and how often something is tried."""
 
 LAYOUT = frozenset(
     {
@@ -87,7 +89,9 @@ def plain(value: Any) -> Any:
 
 def config_hash(config: Config) -> str:
     """16 hex digits; equal for two configurations that compute the same thing in the same way."""
-    return _digest({name: value for name, value in plain(config).items() if name not in NOT_OF_THE_RESULT})
+    content = {name: value for name, value in plain(config).items() if name not in NOT_OF_THE_RESULT}
+    content["cluster"] = {name: value for name, value in content["cluster"].items() if name not in ATTENDANCE}
+    return _digest(content)
 
 
 def resume_hash(config: Config) -> str:

@@ -24,6 +24,14 @@ def test_a_sweep_keeps_its_mode(check: Any) -> None:
     assert given(check, "hydra.mode") == []
 
 
+def test_a_sweep_is_the_same_whoever_waits_for_it(check: Any) -> None:
+    sweeps = []
+    for arguments in (["cluster.wait=false"], ["cluster.max_restarts=9"], ["cluster.nodes=2"]):
+        assert check("-m", "cluster=slurm", "seed=0,1", *arguments), check.message
+        sweeps += given(check, "hydra.sweep.dir")
+    assert sweeps[0] == sweeps[1] != sweeps[2]
+
+
 @pytest.mark.parametrize("task", ["preflight", "doctor"])
 def test_what_only_looks_stays_here(check: Any, task: str) -> None:
     assert check("cluster=slurm", f"task={task}"), check.message
