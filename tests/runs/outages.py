@@ -35,6 +35,17 @@ def until(process: "subprocess.Popen[str]", what: Callable[[], bool], limit_s: f
         time.sleep(0.1)
 
 
+def lines_until(process: "subprocess.Popen[str]", text: str) -> list[str]:
+    """What a process prints, up to a line with `text`."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError("".join(lines))
+
+
 def processes(*words: str) -> list[int]:
     """Processes whose command line has all the words; not the wrappers that wait for them."""
     found = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs.outages import lines_until
 from tests.runs.runs import launch, start, steps, world
 
 FAKE = "opd_trainer.sglang.fake"
@@ -16,16 +17,6 @@ FAKE = "opd_trainer.sglang.fake"
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world(tmp_path_factory.mktemp("world"))
-
-
-def lines_until(process: "subprocess.Popen[str]", text: str) -> list[str]:
-    assert process.stdout is not None
-    lines: list[str] = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return lines
-    raise AssertionError("".join(lines))
 
 
 def answers(url: str) -> bool:

@@ -39,7 +39,7 @@ FLOOR = 1e-4
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    return asyncio.run(asyncio.wait_for(work, 240))
+    return asyncio.run(asyncio.wait_for(work, 900))
 
 
 def python() -> str:
@@ -49,7 +49,7 @@ def python() -> str:
 
 
 def launch() -> LaunchConfig:
-    return LaunchConfig(python=python(), dtype="float32", start_timeout_s=240.0)
+    return LaunchConfig(python=python(), dtype="float32", start_timeout_s=600.0)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,9 @@ def stream(folder: Path, version: int, size: int = 8) -> WeightStream:
     return WeightStream(version=version, buckets=buckets())
 
 
-def engine(folder: Path, run_dir: Path, fleet: Fleet | None = None, **changes: Any) -> SglangEngine:
+def engine(
+    folder: Path, run_dir: Path, fleet: Fleet | None = None, *, has_weights: bool = True, **changes: Any
+) -> SglangEngine:
     settings: dict[str, Any] = {"launch": launch(), "sync_timeout_s": 60.0, "timeout_s": 120.0, **changes}
     return SglangEngine(
         SglangSpec(
@@ -114,6 +116,7 @@ def engine(folder: Path, run_dir: Path, fleet: Fleet | None = None, **changes: A
             decode=lambda responses: ["" for _ in responses],
             rollout=SglangRollout(**settings),
             run_dir=run_dir,
+            has_weights=has_weights,
         ),
         # Not closed with the engine: the server is shared by all tests.
         Fleet(fleet.urls) if fleet else None,
@@ -338,6 +341,32 @@ def test_rollouts(server: Fleet, folder: Path, tmp_path: Path, temperature: floa
                 assert one.topk is not None
                 assert one.topk.ids.shape == (len(ids), 3)
             assert {one.finish for one in samples} == {Finish.stop, Finish.length}
+        finally:
+            await rollout.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("via", [SyncVia.tensor, SyncVia.disk])
+def test_a_server_without_weights_takes_those_that_are_sent(
+    folder: Path, trained: Path, tmp_path: Path, via: SyncVia
+) -> None:
+    """Its folder has a shape alone, as for a student in a Megatron checkpoint; it sleeps before it gets others."""
+    shape = tmp_path / "shape"
+    shape.mkdir()
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (shape / file.name).write_bytes(file.read_bytes())
+
+    async def work() -> None:
+        rollout = engine(shape, tmp_path, has_weights=False, sync_via=via, release_memory=True)
+        await rollout.start()
+        try:
+            await rollout.load(stream(folder, 0))
+            check(await collect(rollout, 4), folder)
+            async with rollout.asleep():
+                await rollout.load(stream(trained, 1))
+            check(await collect(rollout, 4), trained)
         finally:
             await rollout.close()
 
