@@ -2,21 +2,18 @@
 
 import asyncio
 import json
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import aiohttp
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from opd_trainer.errors import OpdError
 from opd_trainer.sglang.endpoints import Endpoint, Pool
 from opd_trainer.sglang.failure import RequestFailed
 from opd_trainer.types import ScoreStatus
-
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
 
 Answer = TypeVar("Answer")
 
@@ -101,16 +98,16 @@ class SglangClient:
         avoid: set[str] = set()
         config = self.config
         async with self._slots:
-            async for attempt in AsyncRetrying(
-                stop=stop_after_attempt(config.attempts),
-                wait=wait_exponential(config.backoff_s, config.longest_backoff_s) + wait_random(0, config.backoff_s),
-                retry=retry_if_exception(lambda error: isinstance(error, RequestFailed) and error.transient),
-                before_sleep=self._count_retry,
-                reraise=True,
-            ):
-                with attempt:
+            for attempt in range(config.attempts - 1):
+                try:
                     return await self._try(payload, read, avoid)
-        raise AssertionError("tenacity returns or raises")
+                except RequestFailed as failure:
+                    if not failure.transient:
+                        raise
+                self.num_retries += 1
+                backoff = min(config.backoff_s * 2**attempt, config.longest_backoff_s)
+                await asyncio.sleep(backoff + random.uniform(0.0, config.backoff_s))
+            return await self._try(payload, read, avoid)
 
     async def ask(
         self, endpoint: Endpoint, path: str, body: dict[str, Any] | None = None, timeout_s: float = CONTROL_TIMEOUT_S
@@ -122,9 +119,6 @@ class SglangClient:
         """
         payload = None if body is None else json.dumps(body).encode()
         return await self._send(endpoint, path, payload, timeout_s)
-
-    def _count_retry(self, state: "RetryCallState") -> None:
-        self.num_retries += 1
 
     async def _try(self, payload: bytes, read: Callable[[Any], Answer], avoid: set[str]) -> Answer:
         endpoint = self.pool.pick(avoid)
