@@ -11,6 +11,7 @@ OpdError                     1
 ├── Incomparable             1   two log-probs of different temperature or vocabulary were about to be subtracted
 ├── WorkerError              1   a worker process died, hung or raised
 │   └── WorkerDied           1   it died or hung, so that another attempt may go better
+│       └── NodeLost         1   with the machine that it was on
 ├── Interrupted              1   the run was asked to stop, and its state is saved
 ├── JobFailed                1   a job that was submitted to a queue failed; the message quotes its own
 ├── TeacherError             1   the teacher failed more often than allowed
@@ -105,6 +106,10 @@ class WorkerError(OpdError):
 
 class WorkerDied(WorkerError):
     """A worker process died or hung: its machine or its memory, not its code."""
+
+
+class NodeLost(WorkerDied):
+    """A machine is gone, and its workers with it: another attempt needs another machine."""
 
 
 class Interrupted(OpdError):

@@ -21,6 +21,14 @@ WATCH_S = 2.0
 """How often idle workers are asked whether they live."""
 
 
+DEATH_S = 20.0
+"""How long Ray may take to notice that a machine is gone."""
+
+
+async def _answer(actor: Any) -> None:
+    await actor.lives.remote()
+
+
 class _Host:
     """The actor: holds one worker, and says where rank 0 can be met."""
 
@@ -184,6 +192,14 @@ class RayGroup:
         for rank, where in zip(ranks, found, strict=True):
             self._session.tell(f"  {self._name} {rank}: {where}")
 
+    async def _death(self) -> BaseException | None:
+        """What Ray says of a worker that is dead; None where all that answer are alive."""
+        asked = [asyncio.ensure_future(_answer(actor)) for actor in self._actors]
+        done, waiting = await asyncio.wait(asked, timeout=DEATH_S, return_when=asyncio.FIRST_EXCEPTION)
+        for task in waiting:
+            task.cancel()
+        return next((task.exception() for task in done if task.exception() is not None), None)
+
     async def _lives(self, actor: Any) -> bool:
         try:
             await asyncio.wait_for(actor.lives.remote(), self._timeout_s)
@@ -199,6 +215,9 @@ class RayGroup:
             raise WorkerDied(f"{self._name}: no answer to {method} within {self._timeout_s:g} s") from error
         except exceptions.RayTaskError as error:
             self._broken = True
+            # When one dies the others fail too, in what they do together, and may be heard first.
+            if (death := await self._death()) is not None:
+                raise WorkerDied(f"{self._name}: a worker died in {method}: {death}") from error
             if isinstance(error.cause, OpdError):
                 raise error.cause from error
             raise WorkerError(f"{self._name}: a worker failed in {method}: {error}") from error

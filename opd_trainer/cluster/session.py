@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from opd_trainer.cluster.config import Layout
 from opd_trainer.cluster.placement import Demand, Node, Placement, Seat, describe, place
-from opd_trainer.errors import PreflightError, WorkerDied
+from opd_trainer.errors import NodeLost, PreflightError
 
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Object store of a Ray that we start: batches and weight buckets pass through it one at a time."""
@@ -96,7 +96,7 @@ class RaySession:
         Raises:
             PreflightError: this process is already connected to a Ray, the address does not answer, or the cluster has
                 too few resources.
-            WorkerDied: nodes are missing.
+            NodeLost: nodes are missing.
         """
         if self._users == 0:
             self._connect()
@@ -194,7 +194,7 @@ class RaySession:
         while (alive := sum(node["Alive"] for node in ray.nodes())) < (self._nodes or 1):
             if time.monotonic() > deadline:
                 ray.shutdown()
-                raise WorkerDied(f"{alive} of {self._nodes} nodes have joined Ray within {self._timeout_s:g} s")
+                raise NodeLost(f"{alive} of {self._nodes} nodes have joined Ray within {self._timeout_s:g} s")
             time.sleep(0.2)
 
     async def _reserve(self) -> None:
@@ -209,6 +209,9 @@ class RaySession:
         while not reservation.wait(0):
             if time.monotonic() > deadline:
                 remove_placement_group(reservation)
+                if self._nodes is not None:
+                    # Nobody else uses the Ray of a job: a node is gone, and Ray has not noticed yet.
+                    raise NodeLost(f"a node does not give what it has within {FREE_TIMEOUT_S:g} s")
                 raise PreflightError(
                     f"the Ray cluster has {_counted(ray.cluster_resources())}, of which "
                     f"{_counted(ray.available_resources())} are free, and {', '.join(d.name for d in demands)} need "

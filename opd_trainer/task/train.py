@@ -14,7 +14,7 @@ from opd_trainer.build.workers import Workers
 from opd_trainer.cluster.config import RayCluster, SlurmCluster
 from opd_trainer.config import Config
 from opd_trainer.controller import Controller
-from opd_trainer.errors import WorkerDied
+from opd_trainer.errors import NodeLost, WorkerDied
 from opd_trainer.eval.evaluator import Evaluator
 from opd_trainer.evaluation import ReferenceProbe, ReverseKlProbe, RunEvaluation
 from opd_trainer.experience import OnPolicyExperience
@@ -44,6 +44,8 @@ async def train(config: Config, output_dir: Path, tracker: Tracker) -> None:
         for attempt in range(1, restarts + 1):
             try:
                 await _train(config, output_dir, tracker, asked_to_stop)
+            except NodeLost:
+                raise
             except WorkerDied as error:
                 print(f"{error}\nrestart {attempt} of {restarts}, from the newest checkpoint", flush=True)
             else:

@@ -112,6 +112,12 @@ async def deaths_are_noticed_and_replaced(session):
     assert time.monotonic() - began < 30
     await idle.close()
 
+    together = group(session)
+    await together.start()
+    os.kill((await together.call("pid"))[1], signal.SIGKILL)
+    await expect(WorkerDied, "a worker died in all_reduce", together.call("all_reduce", 1))
+    await together.close()
+
     alone = group(session, make_factory(apart=True))
     await alone.start()
     first, second = await alone.call("pid")
