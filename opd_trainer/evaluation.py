@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from opd_trainer.collation import collate
 from opd_trainer.eval.evaluator import Evaluator
 from opd_trainer.experience import Judge, judged
+from opd_trainer.files import write_atomically
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner, RolloutEngine
 from opd_trainer.references import Reference, reference_batch
@@ -95,7 +97,7 @@ class RunEvaluation:
         engine: has the student's weights.
         tracker: keeps the results for the summary.
         every: steps between evaluations; 0 evaluates only after the last step.
-        directory: `eval_<step>.jsonl` with every answer goes here.
+        directory: `eval_<step>.jsonl` with every answer and `eval_<step>.json` with every figure go here.
     """
 
     evaluator: Evaluator
@@ -123,7 +125,8 @@ class RunEvaluation:
                 metrics.put(f"eval/{name}/reference_nll", value)
         values = metrics.values()
         if who is not None:
-            self.tracker.evaluated(who, self.evaluator.accuracy(values), values.get(PROBE), likelihood)
+            errors = self.evaluator.standard_errors(values)
+            self.tracker.evaluated(who, self.evaluator.accuracy(values), values.get(PROBE), likelihood, errors)
         return metrics
 
     async def teacher(self, engine: RolloutEngine) -> None:
@@ -133,8 +136,9 @@ class RunEvaluation:
             likelihood = {}
             if self.reference is not None and self.reference.has_teacher:
                 likelihood = await self.reference.measure("teacher")
-        accuracy = self.evaluator.accuracy(metrics.values())
-        self.tracker.evaluated(Evaluated.teacher, accuracy, reference_nll=likelihood)
+        values = metrics.values()
+        accuracy, errors = self.evaluator.accuracy(values), self.evaluator.standard_errors(values)
+        self.tracker.evaluated(Evaluated.teacher, accuracy, reference_nll=likelihood, standard_error=errors)
 
     async def _graded(self, engine: RolloutEngine, label: str) -> Metrics:
         report = await self.evaluator.run(engine)
@@ -143,4 +147,6 @@ class RunEvaluation:
             file.writelines(
                 json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in report.records
             )
+        figures = {name: value for name, value in report.metrics.values().items() if math.isfinite(value)}
+        write_atomically(path.with_suffix(".json"), json.dumps(figures, indent=2) + "\n")
         return report.metrics

@@ -84,8 +84,8 @@ def evaluation_sampling(config: Config, vocabulary: Vocabulary) -> Sampling:
     """How held-out responses are drawn."""
     return Sampling(
         temperature=config.eval.temperature,
-        top_p=1.0,
-        top_k=0,
+        top_p=config.eval.top_p,
+        top_k=config.eval.top_k,
         max_response_tokens=config.eval.max_response_tokens or config.rollout.max_response_tokens,
         stop_token_ids=stop_token_ids(config, vocabulary),
     )

@@ -21,8 +21,8 @@ HEAD = """# What is refused, and what it says
 
 Every command line below ends with exit code 2 before a model is loaded, a server is asked or a file is written; all its
 problems are told at once, each with the override that repairs it. Without `experiment=null` a command line changes the
-demo. MODEL is a Hugging Face folder, DIST a torch_dist checkpoint, EMPTY a folder without a model, and RUN the directory
-of a run that was started.
+demo. MODEL is a Hugging Face folder, DIST a torch_dist checkpoint, EMPTY a folder without a model, and RUN the
+directory of a run that was started.
 
 Written by `python -m opd_trainer.cli.refusals`, which asks the very check that `launch.py` asks; a test holds that
 every rule about combinations appears.
@@ -53,6 +53,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "estimator=none opd.kl_coef=0",
         "estimator=none reference.kl_coef=0.1 reference.apply=reward",
         "loss.updates_per_rollout=0",
+        "loss.updates_per_rollout=300",
     ),
     "Known to be zero or wrong": (
         "reference.kl_coef=0.1 reference.estimator=k1",

@@ -111,7 +111,10 @@ def known_keys(schema: Any, node: Any, prefix: str = "") -> Iterator[str]:
         elif is_open(inner) and isinstance(below, DictConfig):
             value = typing.get_args(inner)[1]
             for entry in below:
-                yield from known_keys(value, child(below, str(entry)), f"{key}.{entry}.")
+                if is_schema(value):
+                    yield from known_keys(value, child(below, str(entry)), f"{key}.{entry}.")
+                else:
+                    yield f"{key}.{entry}"
         else:
             yield key
 

@@ -26,6 +26,10 @@ class EvalConfig:
     """Part of a composite reward that tells whether a response is correct; null takes the whole reward."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus sampling: smallest set of tokens with this mass; 1 samples from all."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0 samples from all."""
     max_response_tokens: int | None = None
     """Longest response; null takes the rollout's."""
     teacher: bool = True

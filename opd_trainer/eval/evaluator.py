@@ -106,6 +106,11 @@ class Evaluator:
         """Dataset -> pass@1, out of the metrics of a report."""
         return {prompts.name: values[f"eval/{prompts.name}/pass@1"] for prompts in self._sets}
 
+    def standard_errors(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Dataset -> standard error of pass@1, out of the metrics of a report; none for datasets of one prompt."""
+        names = {prompts.name: f"eval/{prompts.name}/pass@1_se" for prompts in self._sets}
+        return {dataset: values[name] for dataset, name in names.items() if name in values}
+
     def _record(self, sample: Sample) -> Record:
         known = math.isfinite(sample.reward) and sample.finish is not Finish.abort
         return Record(

@@ -29,11 +29,13 @@ class Results:
 
     Attributes:
         evaluation: pass@1 by dataset, of everybody who was evaluated.
+        standard_error: of these, where there are several prompts.
         reverse_kl: mean reverse KL per token on fixed held-out prompts, nats, of the student before and after.
         reference_nll: negative log-likelihood per token of reference responses by dataset, nats.
     """
 
     evaluation: dict[Evaluated, dict[str, float]] = field(default_factory=dict)
+    standard_error: dict[Evaluated, dict[str, float]] = field(default_factory=dict)
     reverse_kl: dict[Evaluated, float] = field(default_factory=dict)
     reference_nll: dict[Evaluated, dict[str, float]] = field(default_factory=dict)
 
@@ -41,6 +43,7 @@ class Results:
         """Plain values for a checkpoint."""
         return {
             "evaluation": {who.value: dict(scores) for who, scores in self.evaluation.items()},
+            "standard_error": {who.value: dict(errors) for who, errors in self.standard_error.items()},
             "reverse_kl": {who.value: value for who, value in self.reverse_kl.items()},
             "reference_nll": {who.value: dict(values) for who, values in self.reference_nll.items()},
         }
@@ -48,8 +51,23 @@ class Results:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.evaluation = {Evaluated(who): dict(scores) for who, scores in state["evaluation"].items()}
+        self.standard_error = {Evaluated(who): dict(errors) for who, errors in state["standard_error"].items()}
         self.reverse_kl = {Evaluated(who): value for who, value in state["reverse_kl"].items()}
         self.reference_nll = {Evaluated(who): dict(values) for who, values in state["reference_nll"].items()}
+
+    def deltas(self) -> dict[str, dict[str, float]]:
+        """Dataset -> pass@1 after minus before, with its standard error where it is known.
+
+        The two are taken for independent; on the same prompts they rise and fall together, so that it is rather less.
+        """
+        before, after = (self.evaluation.get(who, {}) for who in (Evaluated.before, Evaluated.after))
+        found = {}
+        for name in sorted(before.keys() & after.keys()):
+            found[name] = {"value": after[name] - before[name]}
+            errors = [self.standard_error.get(who, {}).get(name) for who in (Evaluated.before, Evaluated.after)]
+            if None not in errors:
+                found[name]["standard_error"] = math.hypot(*(error for error in errors if error is not None))
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +96,8 @@ class Summary:
         return finite(
             {
                 "evaluation": {who.value: evaluation.get(who, {}) for who in Evaluated},
+                "standard_error": {who.value: self.results.standard_error.get(who, {}) for who in Evaluated},
+                "delta": self.results.deltas(),
                 "reverse_kl": {"first": reverse_kl.get(Evaluated.before), "last": reverse_kl.get(Evaluated.after)},
                 "reference_nll": {who.value: nll.get(who, {}) for who in Evaluated},
                 **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "results"},

@@ -112,6 +112,7 @@ class Tracker:
         scores: Mapping[str, float],
         reverse_kl: float | None = None,
         reference_nll: Mapping[str, float] | None = None,
+        standard_error: Mapping[str, float] | None = None,
     ) -> None:
         """Keeps a held-out evaluation for the summary.
 
@@ -120,8 +121,10 @@ class Tracker:
             scores: pass@1 by dataset.
             reverse_kl: mean reverse KL per token on the fixed held-out prompts, nats, where it was measured.
             reference_nll: negative log-likelihood per token of reference responses by dataset, nats.
+            standard_error: of `scores`, by dataset, where it is known.
         """
         self.results.evaluation[who] = dict(scores)
+        self.results.standard_error[who] = dict(standard_error or {})
         if reverse_kl is not None:
             self.results.reverse_kl[who] = reverse_kl
         if reference_nll:

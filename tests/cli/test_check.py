@@ -100,6 +100,11 @@ def test_new_entries_of_plain_dictionaries(check: Any) -> None:
     assert check.overrides == ["++data.chat_template_kwargs.enable_thinking=false"]
 
 
+def test_an_unknown_key_beside_an_entry_of_a_plain_dictionary(check: Any) -> None:
+    assert not check("data.chat_template_kwargs.enable_thinking=false", "opd.kl_ceof=1")
+    assert check.keys == ["opd.kl_ceof"]
+
+
 def test_a_sweep_has_every_job(check: Any) -> None:
     assert check("-m", "opd_kl_coef=0.1,0.2", "estimator=grpo,none"), check.message
     assert [(config.opd.kl_coef, type(config.estimator).__name__) for config in check.configs] == [

@@ -89,6 +89,7 @@ def test_pass_at_1_by_dataset_with_lengths_and_truncation():
     assert values["eval/b/pass@1"] == 1
     assert "eval/b/pass@1_se" not in values
     assert evaluator.accuracy(values) == {"a": 0.5, "b": 1.0}
+    assert evaluator.standard_errors(values) == {"a": pytest.approx(math.sqrt(1 / 12))}
     assert [record.prompt_id for record in report.records] == ["a:0", "a:1", "a:2", "a:3", "b:0"]
     first = json.loads(json.dumps(dataclasses.asdict(report.records[1])))
     assert first == {

@@ -27,6 +27,16 @@ def test_prompts_that_are_trained_on_are_refused_unless_asked_for(
     records = [json.loads(line) for line in (output / "eval_0000001.jsonl").read_text().splitlines()]
     assert [record["dataset"] for record in records] == ["heldout"] * 3 + ["seen"] * 3
     assert set(summary(output)["evaluation"]["after"]) == {"heldout", "seen"}
+    assert summary(output)["delta"]["seen"] == {"value": 0.0, "standard_error": 0.0}
+
+
+def test_every_figure_of_an_evaluation_is_in_its_file(small: Path) -> None:
+    output = small / "figures"
+    several = ("eval.samples_per_prompt=2", "eval.temperature=1", "eval.top_k=5", "eval.top_p=0.9")
+    assert launch(small, output, "task=evaluate", "eval.n_prompts=3", *several) == 0
+    figures = json.loads((output / "eval_0000000.json").read_text())
+    names = {"pass@1", "pass@1_se", "pass@2", "pass@2_se", "mean@2", "mean@2_se", "truncated_ratio"}
+    assert {f"eval/heldout/{name}" for name in names} <= set(figures)
 
 
 def test_two_steps_are_evaluated_on_few_prompts(small: Path) -> None:

@@ -105,6 +105,7 @@ def test_a_critic_has_a_panel_of_its_own() -> None:
     axes = panel(figure, "Critic")
     assert axes.get_lines()[0].get_ydata().tolist() == [0.4] * 3
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["explained variance", "value loss"]
+    losses: Any
     (losses,) = [other for other in figure.axes if other is not axes and other.bbox.bounds == axes.bbox.bounds]
     assert losses.get_lines()[0].get_ydata().tolist() == [0.2] * 3
 

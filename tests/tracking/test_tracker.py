@@ -115,14 +115,18 @@ def test_the_summary_is_the_documented_interface(tmp_path: Path) -> None:
     clock = Clock()
     tracker = tracker_of(RunFiles(tmp_path, 0), clock=clock)
     tracker.evaluated(Evaluated.teacher, {"heldout": 0.96})
-    tracker.evaluated(Evaluated.before, {"heldout": 0.5}, reverse_kl=0.25, reference_nll={"heldout": 1.5})
+    before = {"heldout": 0.5}
+    tracker.evaluated(Evaluated.before, before, 0.25, reference_nll={"heldout": 1.5}, standard_error={"heldout": 0.03})
     with tracker.step(0) as log, log.time("rollout"):
         clock.now += 2
     clock.now += 1
-    tracker.evaluated(Evaluated.after, {"heldout": 0.9}, reverse_kl=float("nan"))
+    after = {"heldout": 0.75, "other": 0.1}
+    tracker.evaluated(Evaluated.after, after, float("nan"), standard_error={"heldout": 0.04})
     tracker.finish()
     assert json.loads((tmp_path / SUMMARY).read_text()) == {
-        "evaluation": {"before": {"heldout": 0.5}, "after": {"heldout": 0.9}, "teacher": {"heldout": 0.96}},
+        "evaluation": {"before": before, "after": after, "teacher": {"heldout": 0.96}},
+        "standard_error": {"before": {"heldout": 0.03}, "after": {"heldout": 0.04}, "teacher": {}},
+        "delta": {"heldout": {"value": 0.25, "standard_error": 0.05}},
         "reverse_kl": {"first": 0.25, "last": None},
         "reference_nll": {"before": {"heldout": 1.5}, "after": {}, "teacher": {}},
         "steps": 1,

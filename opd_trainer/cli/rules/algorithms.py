@@ -47,6 +47,18 @@ def group_needs_siblings(config: Config, named: Named) -> Iterator[Problem]:
         )
 
 
+def rollout_is_divisible(config: Config, named: Named) -> Iterator[Problem]:
+    """More minibatches than samples."""
+    samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    if 0 < samples < config.loss.updates_per_rollout:
+        yield Problem(
+            "loss.updates_per_rollout",
+            f"{config.loss.updates_per_rollout} with {samples} samples in a step",
+            "each update learns from samples of its own",
+            f"Set loss.updates_per_rollout={samples} or less, or loss.epochs_per_rollout for several passes over them",
+        )
+
+
 def rewardless(config: Config) -> str | None:
     """What keeps the task reward from the student, as the user would type it; None where it arrives."""
     if config.opd.only_reward:
@@ -114,6 +126,7 @@ TRAINING: tuple[Rule, ...] = (
     algorithm,
     server_temperature,
     group_needs_siblings,
+    rollout_is_divisible,
     unused_critic,
     someone_teaches,
     zero_gradient_penalty,

@@ -39,6 +39,7 @@ def ranges(config: Config, named: Named) -> Iterator[Problem]:
         ("eval.reverse_kl_prompts", config.eval.reverse_kl_prompts, 0),
         ("eval.samples_per_prompt", config.eval.samples_per_prompt, 1),
         ("eval.temperature", config.eval.temperature, 0),
+        ("eval.top_k", config.eval.top_k, 0),
     ]
     optional = [
         ("eval.n_prompts", config.eval.n_prompts),
@@ -50,10 +51,9 @@ def ranges(config: Config, named: Named) -> Iterator[Problem]:
             yield Problem(
                 key, str(value), f"the smallest value that makes sense is {smallest}", f"Set {key}={smallest} or more"
             )
-    if not 0 < rollout.top_p <= 1:
-        yield Problem(
-            "rollout.top_p", str(rollout.top_p), "it is a probability mass in (0, 1]", "Set rollout.top_p=1.0"
-        )
+    for key, value in (("rollout.top_p", rollout.top_p), ("eval.top_p", config.eval.top_p)):
+        if not 0 < value <= 1:
+            yield Problem(key, str(value), "it is a probability mass in (0, 1]", f"Set {key}=1.0")
 
 
 ALWAYS: tuple[Rule, ...] = (ranges,)
