@@ -1,4 +1,6 @@
-"""A sweep of the demo over five coefficients and two seeds: table, curves and command into docs/results (`make sweep`).
+"""A sweep of the demo over five coefficients and two seeds: table, curves and command into docs/results.
+
+python -m benchmarks.sweep
 
 It is an ordinary sweep: the same command goes on where it stopped.
 """

@@ -133,7 +133,7 @@ def read_record(directory: Path) -> RunRecord | None:
             error=content.get("error"),
             modified=file.stat().st_mtime,
         )
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -54,7 +54,7 @@ def test_every_spelling_names_the_same_sweep(check: Any) -> None:
     ):
         assert check("-m", *argv), check.message
         found.add(check.plan.sweep.directory)
-        assert sorted(trial.directory.split("_seed")[0][-4:] for trial in check.plan.sweep.trials)
+        assert len(check.plan.sweep.trials) == 4
     assert len(found) == 1
     assert check("-m", "opd.kl_coef=0.25,0.5", "seed=0,2"), check.message
     assert check.plan.sweep.directory not in found
@@ -72,10 +72,8 @@ def test_every_spelling_names_the_same_sweep(check: Any) -> None:
     ],
 )
 def test_aliases_sweep(check: Any, theirs: str, ours: str) -> None:
-    check("-m", theirs)
-    assert check.problems == [] or "sglang" in check.message
-    if not check.problems:
-        assert all(list(trial.values) == [ours] for trial in check.plan.sweep.trials)
+    assert check("-m", theirs), check.message
+    assert [list(trial.values) for trial in check.plan.sweep.trials] == [[ours], [ours]]
 
 
 def test_directories_and_the_same_command_again(launch: Any, tmp_path: Path) -> None:
