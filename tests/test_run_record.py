@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from opd_trainer.cluster.config import InProcessCluster
 from opd_trainer.config import Config
 from opd_trainer.errors import DataError, UserError
 from opd_trainer.megatron.config import MegatronConfig
@@ -12,7 +13,7 @@ from opd_trainer.run_record import RunStatus, alone_in, read_record, write_recor
 from opd_trainer.teacher.config import ResidentTeacher
 
 ROOT = Path(__file__).parents[1]
-CONFIG = Config(megatron=MegatronConfig(), teacher=ResidentTeacher())
+CONFIG = Config(megatron=MegatronConfig(), teacher=ResidentTeacher(), cluster=InProcessCluster())
 HOLD = """
 import sys, time
 from pathlib import Path
