@@ -226,6 +226,12 @@ def test_placements_accepted(check: Any, arguments: tuple[str, ...]) -> None:
     assert check(*arguments), check.message
 
 
+def test_a_run_made_tiny_may_have_too_few_samples_for_its_minibatches(check: Any) -> None:
+    assert not check("loss.updates_per_rollout=300")
+    assert check.keys == ["loss.updates_per_rollout"]
+    assert check("loss.updates_per_rollout=16", "debug=two_steps"), check.message
+
+
 def test_one_sample_per_prompt_is_fine_with_a_teacher(check: Any) -> None:
     assert check("rollout.samples_per_prompt=1"), check.message
 

@@ -48,7 +48,9 @@ def group_needs_siblings(config: Config, named: Named) -> Iterator[Problem]:
 
 
 def rollout_is_divisible(config: Config, named: Named) -> Iterator[Problem]:
-    """More minibatches than samples."""
+    """More minibatches than samples; a run made tiny (`debug`) takes as many as it has samples."""
+    if "debug" in named:
+        return
     samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
     if 0 < samples < config.loss.updates_per_rollout:
         yield Problem(
