@@ -73,7 +73,7 @@ def submit(runs: Sequence[ToRun], queue: SlurmQueue, folder: Path) -> list[Submi
         chosen = [number for number, run in enumerate(runs) if shape_of(run.cluster) == shape]
         try:
             executor = submitit.SlurmExecutor(folder=folder / "%j", max_num_timeout=queue.max_num_timeout)
-            executor.update_parameters(**parameters(runs[chosen[0]], queue, lines))
+            executor.update_parameters(**parameters(runs[chosen[0]], queue, lines, folder))
             jobs = executor.submit_array([RunInJob(runs[number].config, runs[number].directory) for number in chosen])
         except FailedJobError as error:
             asked = ", ".join(f"{name}={value}" for name, value in zip(SHAPE, shape, strict=True) if value is not None)
@@ -100,15 +100,30 @@ def _check_nodes(cluster: SlurmCluster, queue: SlurmQueue) -> None:
         )
 
 
-SHAPE = ("cluster.nodes", "cluster.gpus_per_node", "cluster.cpus_per_node")
+SHAPE = ("cluster.nodes", "cluster.gpus_per_node", "cluster.cpus_per_node", "cluster.max_restarts")
 
 
-def shape_of(cluster: SlurmCluster) -> tuple[int, int | None, int | None]:
+def shape_of(cluster: SlurmCluster) -> tuple[int | None, ...]:
     """What an array has in common; the values of SHAPE."""
-    return cluster.nodes, cluster.gpus_per_node, cluster.cpus_per_node
+    return cluster.nodes, cluster.gpus_per_node, cluster.cpus_per_node, cluster.max_restarts
 
 
-def parameters(run: ToRun, queue: SlurmQueue, setup: Sequence[str]) -> dict[str, Any]:
+def back_into_the_queue(folder: Path, max_restarts: int) -> list[str]:
+    """Lines of shell that end a job's script: tasks that were killed, rather than failed, left no result."""
+    result = f'{shlex.quote(str(folder))}/"$id/${{id}}_0_result.pkl"'
+    return [
+        "status=$?",
+        'id="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"',
+        'id="${id:-$SLURM_JOB_ID}"',
+        f'if [ $status -ne 0 ] && [ ! -e {result} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; then',
+        '    echo "Tasks were killed, or a node is lost: the job goes back into the queue."',
+        '    scontrol requeue "$SLURM_JOB_ID" && sleep 60',
+        "fi",
+        "exit $status",
+    ]
+
+
+def parameters(run: ToRun, queue: SlurmQueue, setup: Sequence[str], folder: Path) -> dict[str, Any]:
     """What submitit calls sbatch with; a null leaves SLURM's choice."""
     cluster = run.cluster
     lines = list(setup)
@@ -132,6 +147,7 @@ def parameters(run: ToRun, queue: SlurmQueue, setup: Sequence[str]) -> dict[str,
         "exclusive": queue.exclusive or None,
         "comment": queue.comment,
         "setup": lines,
+        "teardown": back_into_the_queue(folder, cluster.max_restarts),
         # One task that fails ends the others, and with them the job.
         "srun_args": ["--kill-on-bad-exit=1", *queue.srun_args],
         "additional_parameters": {"requeue": True, **queue.additional_parameters},

@@ -121,11 +121,18 @@ class SlurmTestCluster:
 
     def kill_node(self, number: int) -> None:
         """What a power failure does: the node's daemon and all that it started are gone at once."""
-        victims = family(self.daemons[f"node{number}"].pid) | stepds(f"node{number}")
+        victims = family(self.daemons[f"node{number}"].pid) | self.steps_on(f"node{number}")
         for pid in sorted(victims):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.daemons[f"node{number}"].wait()
+
+    def steps_on(self, node: str) -> set[int]:
+        """The processes of job steps on a node, which do not descend from its daemon."""
+        mine = {f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.root / 'slurm.conf'}"}
+        tasks = {pid for pid, _, _ in processes() if mine <= variables(pid)}
+        stepds = {pid for pid, _, command in processes() if "slurmstepd" in command and family(pid) & tasks}
+        return tasks | stepds
 
     def run(self, *command: str) -> str:
         """The output of a command of SLURM's; "" where it fails."""
@@ -193,17 +200,9 @@ def family(root: int) -> set[int]:
     return found
 
 
-def stepds(node: str) -> set[int]:
-    """The processes of job steps on a node, which do not descend from its daemon."""
-    roots = [pid for pid, _, command in processes() if "slurmstepd" in command and environment(pid) == node]
-    return {pid for root in roots for pid in family(root)}
-
-
-def environment(pid: int) -> str:
-    """SLURMD_NODENAME of a process or of one of its children."""
-    for one in family(pid):
-        with contextlib.suppress(OSError):
-            for entry in (Path("/proc") / str(one) / "environ").read_bytes().split(b"\0"):
-                if entry.startswith(b"SLURMD_NODENAME="):
-                    return entry.partition(b"=")[2].decode()
-    return ""
+def variables(pid: int) -> set[str]:
+    """NAME=VALUE of a process."""
+    try:
+        return set((Path("/proc") / str(pid) / "environ").read_bytes().decode(errors="replace").split("\0"))
+    except OSError:
+        return set()

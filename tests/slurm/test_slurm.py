@@ -277,7 +277,8 @@ def test_a_job_that_loses_a_node_continues_on_another(
 
 def test_a_task_that_is_killed_takes_the_job_with_it(slurm: SlurmTestCluster, small: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    with submitted(slurm, small, output, "steps=200", "cluster.nodes=2", "cluster.num_workers=2") as (job_id, waiting):
+    wanted = ("steps=200", "cluster.nodes=2", "cluster.num_workers=2", "cluster.max_restarts=0")
+    with submitted(slurm, small, output, *wanted) as (job_id, waiting):
         wait_for_steps(slurm, job_id, output, 1)
         (member,) = (pid for pid, _, command in processes() if is_rank_one(pid, command, output))
         os.kill(member, signal.SIGKILL)
