@@ -44,7 +44,8 @@ def server_command(model: str, port: int, config: LaunchConfig, purpose: Purpose
         tokens = tokens or CPU_TOKENS
     elif config.deterministic:
         command.append("--enable-deterministic-inference")
-    if purpose.releases_memory:
+    if purpose.releases_memory and gpu:
+        # Without a GPU the library behind it cannot be loaded; there releasing is a matter of form.
         command.append("--enable-memory-saver")
     if not purpose.weights:
         command += ["--load-format", "dummy"]

@@ -114,9 +114,8 @@ async def examine(client: SglangClient, config: ServerTeacher, student: Student 
 def told(name: str, facts: ServerFacts) -> str:
     """What a preflight learned, for the user."""
     context = "unknown" if facts.max_length is None else f"{facts.max_length} tokens"
-    lines = [
-        f"teacher {name}: {facts.model_path}, context {context}, mean log-prob {facts.mean_log_prob:.3f} on prompts"
-    ]
+    known = "" if math.isnan(facts.mean_log_prob) else f", mean log-prob {facts.mean_log_prob:.3f} on prompts"
+    lines = [f"teacher {name}: {facts.model_path}, context {context}{known}"]
     return "\n".join([*lines, *(f"  note: {remark}" for remark in facts.remarks)])
 
 

@@ -347,10 +347,7 @@ def test_rollouts(server: Fleet, folder: Path, tmp_path: Path, temperature: floa
     run(work())
 
 
-@pytest.mark.parametrize("via", [SyncVia.tensor, SyncVia.disk])
-def test_a_server_without_weights_takes_those_that_are_sent(
-    folder: Path, trained: Path, tmp_path: Path, via: SyncVia
-) -> None:
+def test_a_server_without_weights_takes_those_that_are_sent(folder: Path, trained: Path, tmp_path: Path) -> None:
     """Its folder has a shape alone, as for a student in a Megatron checkpoint; it sleeps before it gets others."""
     shape = tmp_path / "shape"
     shape.mkdir()
@@ -359,7 +356,7 @@ def test_a_server_without_weights_takes_those_that_are_sent(
             (shape / file.name).write_bytes(file.read_bytes())
 
     async def work() -> None:
-        rollout = engine(shape, tmp_path, has_weights=False, sync_via=via, release_memory=True)
+        rollout = engine(shape, tmp_path, has_weights=False, sync_via=SyncVia.disk, release_memory=True)
         await rollout.start()
         try:
             await rollout.load(stream(folder, 0))
