@@ -6,6 +6,7 @@ python -m opd_trainer.cli.reference
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -94,13 +95,18 @@ def summary(schema: type) -> str:
     return " ".join((inspect.getdoc(schema) or "").split("\n\n")[0].split())
 
 
+def meaning_of(file: Path) -> str:
+    """The comment that starts an option's file; lines that are indented go on with the one above."""
+    comments = [line.removeprefix("# ") for line in file.read_text().splitlines() if line.startswith("# ")]
+    first, *others = comments[1:] if comments[0].startswith("@package") else comments
+    return " ".join([first, *(line.strip() for line in itertools.takewhile(lambda line: line[0] == " ", others))])
+
+
 def option_rows(folder: Path) -> list[str]:
     """A table row for each option of a group: the comment that starts its file."""
     found = []
     for file in sorted(folder.glob("*.yaml")):
-        comments = [line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("# ")]
-        meaning = next(line for line in comments if not line.startswith("@package"))
-        found.append(f"| `{folder.name}={file.stem}` | {meaning} |")
+        found.append(f"| `{folder.name}={file.stem}` | {meaning_of(file)} |")
     return ["| option | meaning |", "| --- | --- |", *found]
 
 
