@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from opd_trainer.checkpoint import CONTROLLER_STATE, LATEST, Checkpoints
-from opd_trainer.errors import CheckpointError
+from opd_trainer.errors import CheckpointError, Interrupted
 
 
 @dataclass
@@ -149,3 +149,29 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*bytes free.*resume=auto"):
         train(Run(), Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=1))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_run_that_is_asked_to_stop_saves_at_the_end_of_its_step(tmp_path: Path, background: bool) -> None:
+    settings: dict[str, Any] = {
+        "directory": tmp_path,
+        "every": 0,
+        "keep": 1,
+        "total_steps": 6,
+        "background": background,
+    }
+    run = Run()
+    checkpoints = Checkpoints(**settings, asked_to_stop=lambda: run.experience.value >= 30)
+    with pytest.raises(Interrupted, match="saved after step 3 of 6"):
+        train(run, checkpoints)
+    resumed, later = Run(), Checkpoints(**settings)
+    assert asyncio.run(later.restore(resumed)) == 3
+    train(resumed, later)
+    assert resumed.learner.weights == 6.0
+
+
+def test_the_last_step_is_the_end_anyway(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(directory=tmp_path, every=0, keep=1, total_steps=2, asked_to_stop=lambda: True)
+    checkpoints.finished = 1
+    train(Run(), checkpoints)
+    assert (tmp_path / LATEST).read_text() == "2"
