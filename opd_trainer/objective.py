@@ -172,6 +172,7 @@ class Objective:
         max_response_tokens: default length of the `constant` aggregation.
         total_steps: length of the run, for the schedule of the coefficient.
         seed: of the split into minibatches.
+        share: of the OPD term in this step's advantages, where it is added here.
     """
 
     estimator: Estimator
@@ -183,6 +184,7 @@ class Objective:
     total_steps: int
     seed: int
     state: KlCoefState = field(init=False)
+    share: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.state = KlCoefState(self.opd.kl_coef)
@@ -214,11 +216,11 @@ class Objective:
         base = self.estimator(batch.replace(reward=self._rewards(batch)), token_rewards)
         advantage = base.advantage
         if self._on_controller and self.opd.apply is OpdApply.before_normalization:
-            advantage = self._subtract_term(advantage, batch)
+            advantage = self._with_term(advantage, batch)
         if self.estimator.whiten:
             advantage = jagged.whiten(advantage, batch.mask)
         if self._on_controller and self.opd.apply is OpdApply.after_normalization:
-            advantage = self._subtract_term(advantage, batch)
+            advantage = self._with_term(advantage, batch)
         return batch.replace(advantage=advantage, returns=base.returns)
 
     def minibatches(self, batch: TokenBatch) -> list[TokenBatch]:
@@ -308,6 +310,8 @@ class Objective:
         elif self.opd.in_update:
             share = advantage_share(batch.advantage, parts.advantage, valid)
             metrics.put("opd/advantage_share", share, int(valid.sum()))
+        elif self._on_controller:
+            metrics.put("opd/advantage_share", self.share)
         if result.overlap is not None:
             metrics.update(overlap_metrics(result.overlap))
         if self.state.step == 1 and not self.state.kl_tokens:
@@ -366,6 +370,13 @@ class Objective:
         return subtract_opd_term(
             values, student.log_probs, batch.teacher.log_probs, batch, opd=self.opd, kl_coef=self.state.kl_coef
         )
+
+    def _with_term(self, advantage: Float[Tensor, " T"], batch: TokenBatch) -> Float[Tensor, " T"]:
+        """The advantage with the OPD term, whose share in it is kept for the metrics."""
+        final = self._subtract_term(advantage, batch)
+        assert batch.teacher is not None
+        self.share = advantage_share(advantage, final, valid_tokens(batch.teacher.log_probs, batch.mask))
+        return final
 
     def _with_weights(self, batch: TokenBatch) -> TokenBatch:
         """Loss weights of one optimizer step, and the factor on the OPD term that goes with them."""

@@ -279,6 +279,24 @@ def test_metrics_golden() -> None:
     assert "train/kl_loss" not in values
 
 
+def test_the_share_of_a_term_that_is_added_before_the_update() -> None:
+    # Reward 1 on both tokens of one response; the term is 1 on the first and -0.5 on the second: 1.5 / (1.5 + 2).
+    batch = batch_of(
+        [[1, 1]],
+        prompt_tokens=1,
+        reward=torch.tensor([1.0]),
+        old=scores(torch.tensor([NAN, -1.0, -1.5])),
+        teacher=scores(torch.tensor([NAN, -2.0, -1.0])),
+    )
+    frozen = OpdConfig(type=OpdType.megatron, student_log_prob=StudentLogProb.old)
+    chosen = objective(ReinforcePlusPlus(whiten=False), opd=frozen)
+    batch = chosen.assign(batch)
+    assert batch.advantage is not None
+    assert batch.advantage.tolist() == [0.0, 0.0, 1.5]
+    result = updated(batch, torch.tensor([NAN, -1.0, -2.0]), None)
+    assert chosen.metrics(batch, result).values()["opd/advantage_share"] == pytest.approx(1.5 / 3.5)
+
+
 def test_critic_metrics_golden() -> None:
     # One response of two tokens, reward 1, gamma = lambda = 1: both returns are 1; values 0.5 and 0.25 before the step.
     # Live 0.9 has moved by 0.4 > 0.2 towards 1: near = 0.7, (0.7 - 1)^2 > (0.9 - 1)^2, clipped. 0.3 has not.

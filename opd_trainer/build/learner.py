@@ -1,6 +1,7 @@
 """The student with its optimizer and what lives beside it, and what it optimises."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from opd_trainer.rollout.config import RolloutMode
 from opd_trainer.task.config import SftTask, TrainTask
 from opd_trainer.teacher.config import DedicatedTeacher
 from opd_trainer.teacher.inline import inline_teacher
+
+log = logging.getLogger(__name__)
 
 
 def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> MegatronLearner:
@@ -152,6 +155,11 @@ def correction_of(config: Config) -> Correction:
 
 def build_objective(config: Config) -> Objective:
     """Estimator, OPD term, reference KL and their order."""
+    if "group" in config.estimator.needs and config.rollout.samples_per_prompt == 1:
+        log.warning(
+            "with rollout.samples_per_prompt=1 the advantage of a response relative to its group is 0: the task reward "
+            "does not reach the student, which learns from the teacher alone"
+        )
     return Objective(
         estimator=config.estimator,
         opd=config.opd,

@@ -58,8 +58,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     task, limit = sys.argv[1], float(sys.argv[2])
     if task == "math":
-        # Imported before the clock of the first question starts.
-        import math_verify  # noqa: F401
+        # Everything is imported, and compiled, before the clock of the first question starts.
+        grade_math(r"\boxed{\frac{x}{3}}", "x/3")
 
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:

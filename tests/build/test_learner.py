@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from opd_trainer.build.learner import optimizer_steps, reference_of, refuse_other_words
+from opd_trainer.build.learner import build_objective, optimizer_steps, reference_of, refuse_other_words
 from opd_trainer.build.vocabulary import vocabulary_of
 from opd_trainer.cli.check import check
 from opd_trainer.cli.composition import Composer, Source, composer
@@ -53,6 +53,21 @@ def test_a_reference_with_other_words_is_refused(tmp_path: Path, monkeypatch: py
     theirs = settings(save_model(tmp_path / "theirs", 2))
     with pytest.raises(ConfigError, match=r"reference\.load: .*differs from the student's.*reference\.load=null"):
         refuse_other_words("reference", theirs, ours)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (("rollout.samples_per_prompt=1",), True),
+        (("rollout.samples_per_prompt=1", "estimator=ppo"), False),
+        ((), False),
+    ],
+)
+def test_a_group_of_one_is_told(
+    compose: Composer, caplog: pytest.LogCaptureFixture, overrides: tuple[str, ...], warned: bool
+) -> None:
+    build_objective(config(compose, *overrides))
+    assert ("learns from the teacher alone" in caplog.text) is warned
 
 
 def settings(folder: Path) -> Any:

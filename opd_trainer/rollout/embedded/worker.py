@@ -227,7 +227,9 @@ def _check(requests: Sequence[Request], sampling: Sampling, stop: frozenset[int]
         )
     unknown = sorted(token for token in stop if not 0 <= token < shape.vocab_size)
     if unknown:
-        raise UserError(f"rollout.stop_token_ids: {unknown} are not in the model's vocabulary of {shape.vocab_size}")
+        raise UserError(
+            f"rollout.stop_token_ids: {unknown} are not in the model's vocabulary of {shape.vocab_size}. Leave them out"
+        )
     for request in requests:
         prompt = request.prompt
         if len(prompt.tokens) == 0:
