@@ -158,7 +158,7 @@ def _refuse(
         return
     each = {demand.name: (demand.gpus if kind == "GPU" else demand.cpus) or 0.0 for demand in demands}
     sums = " and ".join(
-        f"{demand.size} {demand.name} workers of {each[demand.name]:g} {kind}"
+        f"{demand.size} {demand.name} worker{'s' * (demand.size != 1)} of {each[demand.name]:g} {kind}"
         for demand in demands
         if wanted[demand.name]
     )
@@ -288,7 +288,8 @@ def describe(placement: Placement) -> list[str]:
             )
             lines.append(f"    {where}: {seats}")
     for demand in placement.demands:
-        lines.append(f"  {demand.name}: {demand.size} workers with {demand.models}; at work during {demand.phases}")
+        workers = f"{demand.size} worker{'s' * (demand.size != 1)}"
+        lines.append(f"  {demand.name}: {workers} with {demand.models}; at work during {demand.phases}")
     return lines
 
 

@@ -106,7 +106,7 @@ def test_the_map_names_everybody() -> None:
         "    GPU 0: training 0 (0.5 of it); rollout 0 (0.5 of it)",
         "    GPU 1: training 1 (0.5 of it)",
         "  training: 2 workers with student, reference; at work during update",
-        "  rollout: 1 workers with ; at work during ",
+        "  rollout: 1 worker with ; at work during ",
     ]
 
 
