@@ -6,11 +6,13 @@
 The other side is what slime does (slime/rollout/on_policy_distillation.py): a new aiohttp session for every sample, no
 bound, and `logprob_start_len: 0`, whose answer holds the prompt's log-probs as well. Samples land at the same,
 simulated moments on both sides; ours are scored as they land, the others when all have landed. The two alternate, and
-the medians are reported.
+the medians are reported, and written with every round to --json.
 """
 
 import argparse
 import asyncio
+import dataclasses
+import json
 import os
 import statistics
 import tempfile
@@ -105,6 +107,7 @@ async def compare(url: str, options: argparse.Namespace) -> None:
     samples = make_samples(options.samples, options.prompt_tokens, options.response_tokens, options.vocab_size)
     ways = {"opd_trainer": ours, "session per sample": one_session_each}
     await ours(samples[:8], url, 0.0)
+    await one_session_each(samples[:8], url, 0.0)
     rounds: dict[str, list[Round]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, way in ways.items():
@@ -114,11 +117,25 @@ async def compare(url: str, options: argparse.Namespace) -> None:
         f"{options.generation_s:g} s; medians of {options.rounds} rounds"
     )
     print(f"{'':<20} {'samples/s':>10} {'after the last landed, s':>25} {'controller CPU, ms/sample':>26}")
+    report = {
+        "settings": {**vars(options), "model": None},
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "ways": {},
+    }
     for name, passes in rounds.items():
         total, after, cpu = (
             statistics.median(getattr(one, field) for one in passes) for field in ("seconds", "scoring_s", "cpu_s")
         )
         print(f"{name:<20} {len(samples) / total:>10.1f} {after:>25.2f} {1000 * cpu / len(samples):>26.2f}")
+        report["ways"][name] = {
+            "samples_per_s": len(samples) / total,
+            "after_the_last_landed_s": after,
+            "controller_cpu_ms_per_sample": 1000 * cpu / len(samples),
+            "rounds": [dataclasses.asdict(one) for one in passes],
+        }
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 async def main() -> None:
@@ -130,6 +147,7 @@ async def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--response-tokens", type=int, default=128)
     parser.add_argument("--generation-s", type=float, default=3.0, help="time over which samples land")
+    parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.real and not options.model:

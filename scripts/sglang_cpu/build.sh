@@ -13,10 +13,13 @@ venv=$cache/sglang-cpu-$key
 
 mkdir -p "$cache"
 exec 9>"$venv.lock"
-flock 9
+flock --wait 1800 9 || { echo "sglang: another process has been building $venv for half an hour" >&2; exit 1; }
 if [ ! -e "$venv/.complete" ]; then
     echo "sglang: building $venv (several minutes, once)" >&2
     rm -rf "$venv"
+    # Half of it is of no use, and takes gigabytes.
+    trap 'rm -rf "$venv"' EXIT
+    trap 'exit 1' INT TERM
     "$python" -m venv "$venv" 2>/dev/null || { rm -rf "$venv"; virtualenv --quiet --python "$python" "$venv"; } >&2
     install=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
     [ -z "$torch_index" ] || install+=(--extra-index-url "$torch_index")
@@ -25,5 +28,6 @@ if [ ! -e "$venv/.complete" ]; then
     "${install[@]}" --no-deps --requirement "$here/requirements-no-deps.txt" >&2
     cp "$here/sitecustomize.py" "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/"
     touch "$venv/.complete"
+    trap - EXIT INT TERM
 fi
 echo "$venv/bin/python"
