@@ -85,6 +85,18 @@ def test_workers_on_ray_sample_and_learn_the_same(small: Path, uninterrupted: Pa
         assert list(column(output, name)) == pytest.approx(list(column(uninterrupted, name)), rel=1e-4, abs=1e-6)
 
 
+def test_servers_generate_during_the_update(small: Path, uninterrupted: Path) -> None:
+    output = small / "served"
+    servers = ("rollout=sglang", "rollout.launch.module=opd_trainer.sglang.fake", "eval.teacher=false")
+    process = start(small, output, *distil(small), *MODE, *servers)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, printed
+    assert list(column(output, "rollout/staleness")) == [0, 1, 1, 1, 1, 1]
+    gaps = list(column(output, "train/rollout_log_prob_diff"))
+    assert gaps[0] < 1e-4
+    assert all(gap > 1e-3 for gap in gaps[1:])
+
+
 def test_what_makes_no_sense_is_refused(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = ("opd.student_log_prob=rollout", "loss.correction_high=0.5", "steps=1")
     assert launch(small, tmp_path, *distil(small), *MODE[:1], *wrong) == 2
