@@ -11,6 +11,8 @@ from opd_trainer.cli.composition import Composer
 LINE = "COMP_LINE"
 """Environment variable with the line that the user is writing; set by the shell."""
 PROGRAM = "python launch.py"
+PLAIN, BY_NAME = '"${words[0]}" == "python"', '"${words[0]##*/}" == "python"'
+"""How Hydra's function for bash knows Python, and how ours does: bash calls it for .venv/bin/python as well."""
 
 
 def settled(composer: Composer, words: Sequence[str]) -> list[str]:
@@ -35,6 +37,11 @@ def hydras_line(composer: Composer, line: str) -> str:
     begins_a_word = line[-1:].isspace()
     before, last = (given, "") if begins_a_word or not given else (given[:-1], given[-1])
     return " ".join([PROGRAM, *settled(composer, before), last])
+
+
+def for_any_python(script: str) -> str:
+    """What Hydra wants the shell to run, without its mistake about Pythons that are named by a path."""
+    return script.replace(PLAIN, BY_NAME)
 
 
 @contextmanager

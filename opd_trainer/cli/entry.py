@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import hydra
@@ -16,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from opd_trainer.cli.aliases import expand
-from opd_trainer.cli.completion import LINE, asked_about, hydras_line
+from opd_trainer.cli.completion import LINE, asked_about, for_any_python, hydras_line
 from opd_trainer.cli.composition import Source, composer
 from opd_trainer.cli.plan import Plan, plan, read
 from opd_trainer.cli.schema import register
@@ -69,7 +70,7 @@ def _report(error: Exception) -> int:
 def _launch(config_dir: Path, argv: list[str], run: Run) -> None:
     expanded = expand(argv)
     command = read(expanded.argv, config_dir)
-    if command.completes and LINE in os.environ:
+    if command.completes:
         _complete(command.source, argv, run)
         return
     planned = Plan(command.overrides, [])
@@ -84,7 +85,12 @@ def _launch(config_dir: Path, argv: list[str], run: Run) -> None:
 
 
 def _complete(source: Source, argv: list[str], run: Run) -> None:
-    """Hydra tells how the shell's line may go on."""
+    """Hydra tells how the shell's line may go on, or, without one, what the shell must run to ask."""
+    if LINE not in os.environ:
+        with redirect_stdout(StringIO()) as said:
+            _run_hydra(source, argv, run)
+        print(for_any_python(said.getvalue()), end="")
+        return
     with composer(source) as compose:
         line = hydras_line(compose, os.environ[LINE])
     with asked_about(line):

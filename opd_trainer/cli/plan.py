@@ -38,7 +38,7 @@ class Command:
         multirun: a sweep.
         runs: it runs something; False where it only shows the configuration (`--cfg`).
         composes: it needs a configuration of its own; False for `--help` and its like.
-        completes: a shell asks how the line that is being written may go on.
+        completes: it is about shell completion.
     """
 
     overrides: list[str]
@@ -66,7 +66,7 @@ def read(argv: Sequence[str], config_dir: Path) -> Command:
         multirun=args.multirun or "hydra.mode=MULTIRUN" in overrides,
         runs=args.cfg is None,
         composes=not (args.help or args.hydra_help or args.shell_completion or args.info),
-        completes=args.shell_completion and any(text.startswith("query=") for text in overrides),
+        completes=args.shell_completion,
     )
 
 

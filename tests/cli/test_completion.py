@@ -50,12 +50,13 @@ def test_suggestions(launch: Any, monkeypatch: pytest.MonkeyPatch, line: str, su
     assert os.environ["COMP_LINE"] == line
 
 
-def test_in_a_shell(tmp_path: Path) -> None:
+@pytest.mark.parametrize("python", ["python", sys.executable], ids=["by name", "by path"])
+def test_in_a_shell(tmp_path: Path, python: str) -> None:
     """What the README says to type, and then the function that bash calls for <TAB>."""
     (tmp_path / "launch.py").symlink_to(ROOT / "launch.py")
     script = (
         'eval "$(python launch.py -sc install=bash)"\n'
-        'COMP_LINE="python launch.py estimator=gs" COMP_CWORD=2\n'
+        f'COMP_LINE="{python} launch.py estimator=gs" COMP_CWORD=2\n'
         "hydra_bash_completion\n"
         'echo "${COMPREPLY[@]}"'
     )
