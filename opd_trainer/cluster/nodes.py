@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import random
 import secrets
 import shutil
 import socket
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opd_trainer.cluster import die_with_parent
+from opd_trainer.cluster.rendezvous import free_port
 from opd_trainer.errors import WorkerError
 
 POLL_S = 0.2
@@ -30,8 +30,6 @@ OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Object store of a node: batches and weight buckets pass through it one at a time."""
 RAY = (sys.executable, "-m", "ray.scripts.scripts", "start")
 LOG_TAIL = 2000
-PORTS = range(20000, 32000)
-"""For the head: below those that systems give to clients, and not among those that Ray uses by itself."""
 PROMPT = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # A node that is gone is noticed after five of these.
@@ -195,9 +193,7 @@ def head(task: JobTask, directory: Path, timeout_s: float, taken: Collection[int
 def _answering_head(task: JobTask, token: str, temp_dir: str, log: Path, deadline: float) -> tuple[_Part, str]:
     """A head that answers, and its address. Another process may take a port in the moment between choice and use."""
     while True:
-        port = random.choice(PORTS)
-        if _answers(task.address, port):
-            continue
+        port = free_port(task.address)
         arguments = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temp_dir}"]
         part = _Part(arguments, task, token, log)
         while part.runs and not _answers(task.address, port):
