@@ -34,8 +34,6 @@ def launch(
     _check_signal(runs, queue)
     look_at(runs)
     folder = Path(str(config.hydra.sweep.dir)).absolute() / FOLDER
-    for run in runs:
-        run.directory.mkdir(parents=True, exist_ok=True)
     jobs = submit(runs, queue, folder)
     announce(jobs)
     if not all(run.cluster.wait for run in runs):
