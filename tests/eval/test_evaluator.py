@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import dataclasses
 import json
 import math
@@ -30,6 +31,9 @@ class ScriptedEngine:
     async def load(self, weights): ...
 
     async def close(self): ...
+
+    def asleep(self):
+        return contextlib.nullcontext()
 
     def metrics(self):
         return Metrics()
