@@ -7,7 +7,7 @@ import contextlib
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from opd_trainer.cli.aliases import expand
@@ -203,21 +203,26 @@ def refused(compose: Composer, example: str) -> list[Problem]:
     return []
 
 
-def render(compose: Composer) -> str:
-    """The text of docs/refusals.md."""
-    lines = [HEAD]
+def all_refused(compose: Composer) -> dict[str, list[Problem]]:
+    """The problems of every example."""
     with scene():
-        for topic, examples in EXAMPLES.items():
-            lines += [f"## {topic}", ""]
-            for example in examples:
-                lines += [f"`{example}`", "", *(f"> {problem}\n" for problem in refused(compose, example))]
+        return {example: refused(compose, example) for examples in EXAMPLES.values() for example in examples}
+
+
+def render(found: Mapping[str, Sequence[Problem]]) -> str:
+    """The text of docs/refusals.md from what `all_refused` found."""
+    lines = [HEAD]
+    for topic, examples in EXAMPLES.items():
+        lines += [f"## {topic}", ""]
+        for example in examples:
+            lines += [f"`{example}`", "", *(f"> {problem}\n" for problem in found[example])]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def main() -> None:
     """Writes it."""
     with composer(Source(ROOT / "conf")) as compose:
-        DOCUMENT.write_text(render(compose))
+        DOCUMENT.write_text(render(all_refused(compose)))
 
 
 if __name__ == "__main__":

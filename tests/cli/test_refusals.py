@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from opd_trainer import errors
 from opd_trainer.cli.composition import Composer
-from opd_trainer.cli.refusals import DOCUMENT, EXAMPLES, ROOT, refused, render, scene
+from opd_trainer.cli.refusals import DOCUMENT, EXAMPLES, ROOT, all_refused, render
 
 PACKAGE = ROOT / "opd_trainer"
 RULES = sorted([*PACKAGE.glob("cli/rules/*.py"), *PACKAGE.glob("*/problems.py")])
@@ -26,10 +27,22 @@ def sites(file: Path) -> Iterator[Site]:
             yield str(file), node.lineno, node.end_lineno or node.lineno
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
-    """File and line of every place that makes a `Problem` from now on."""
-    found: set[tuple[str, int]] = set()
+@dataclass(frozen=True)
+class Found:
+    """What the check says to every example.
+
+    Attributes:
+        problems: of each.
+        made: file and line of every place that made a `Problem` meanwhile.
+    """
+
+    problems: dict[str, list[errors.Problem]]
+    made: set[tuple[str, int]]
+
+
+@pytest.fixture(scope="module")
+def found(shared_composer: Composer) -> Found:
+    made: set[tuple[str, int]] = set()
     init = errors.Problem.__init__
 
     def recorded(self: errors.Problem, *args: Any, **kwargs: Any) -> None:
@@ -38,23 +51,20 @@ def made(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
         while frame.f_code.co_filename.startswith("<"):
             assert frame.f_back is not None
             frame = frame.f_back
-        found.add((frame.f_code.co_filename, frame.f_lineno))
+        made.add((frame.f_code.co_filename, frame.f_lineno))
 
-    monkeypatch.setattr(errors.Problem, "__init__", recorded)
-    return found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors.Problem, "__init__", recorded)
+        return Found(all_refused(shared_composer), made)
 
 
-def test_every_rule_has_an_example(shared_composer: Composer, made: set[tuple[str, int]]) -> None:
-    with scene():
-        for examples in EXAMPLES.values():
-            for example in examples:
-                refused(shared_composer, example)
+def test_every_rule_has_an_example(found: Found) -> None:
     wanted = [site for file in RULES for site in sites(file)]
     assert len(wanted) > 50
     missing = [
         f"{Path(file).relative_to(ROOT)}:{first}"
         for file, first, last in wanted
-        if not any(file == where and first <= line <= last for where, line in made)
+        if not any(file == where and first <= line <= last for where, line in found.made)
     ]
     assert not missing, (
         "these places refuse something that no command line of EXAMPLES in opd_trainer/cli/refusals.py shows; add one "
@@ -63,10 +73,9 @@ def test_every_rule_has_an_example(shared_composer: Composer, made: set[tuple[st
 
 
 @pytest.mark.parametrize("example", [example for examples in EXAMPLES.values() for example in examples])
-def test_every_example_is_refused(shared_composer: Composer, example: str) -> None:
-    with scene():
-        assert refused(shared_composer, example), "the check accepts it: mend the rule, or drop it from EXAMPLES"
+def test_every_example_is_refused(found: Found, example: str) -> None:
+    assert found.problems[example], "the check accepts it: mend the rule, or drop it from EXAMPLES"
 
 
-def test_the_page_is_up_to_date(shared_composer: Composer) -> None:
-    assert DOCUMENT.read_text() == render(shared_composer), "run python -m opd_trainer.cli.refusals"
+def test_the_page_is_up_to_date(found: Found) -> None:
+    assert DOCUMENT.read_text() == render(found.problems), "run python -m opd_trainer.cli.refusals"

@@ -12,6 +12,7 @@ from opd_trainer.loss.gspo import GspoLoss
 from opd_trainer.loss.nll import NegativeLogLikelihood
 from opd_trainer.loss.policy import PolicyLoss
 from opd_trainer.loss.sapo import SapoLoss
+from opd_trainer.updates import Live
 from tests.laws.options import POLICY_LOSSES, batch_of
 
 
@@ -94,7 +95,7 @@ def test_huge_ratios_stay_finite_where_the_band_cuts(loss: PolicyLoss) -> None:
 def test_negative_log_likelihood_golden() -> None:
     batch = batch_of([[1, 0, 1]], prompt_tokens=0)
     log_probs = torch.tensor([-0.5, math.nan, -2.0], requires_grad=True)
-    values = NegativeLogLikelihood()(log_probs, log_probs.detach(), batch)
+    values = NegativeLogLikelihood()(Live(log_probs=log_probs, entropy=log_probs.detach()), batch)
     assert values.tolist() == [0.5, 0.0, 2.0]
     values.sum().backward()
     assert log_probs.grad is not None
