@@ -124,7 +124,8 @@ class EngineGroup:
 
     def metrics(self) -> Metrics:
         """rollout/restarts so far, where workers are replaced."""
-        return Metrics().put("rollout/restarts", self._num_restarts) if self._buckets else Metrics()
+        replaces = self._num_restarts + self._restarts_left > 0
+        return Metrics().put("rollout/restarts", self._num_restarts) if replaces else Metrics()
 
     async def close(self) -> None:
         """Releases everything. Safe to call twice."""
