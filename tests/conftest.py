@@ -1,5 +1,6 @@
 """What every test relies on: shapes are checked while tests run, nothing is fetched, one thread per process."""
 
+import gc
 import os
 
 # Read when transformers and datasets are imported.
@@ -15,3 +16,9 @@ install_import_hook([f"opd_trainer.{name}" for name in PURE], "beartype.beartype
 
 # Test processes share few cores, and one thread makes sums reproducible.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Closing a runtime collects garbage; what was imported until here is none, and takes most of the time."""
+    gc.collect()
+    gc.freeze()

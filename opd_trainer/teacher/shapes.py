@@ -50,7 +50,7 @@ def check_same_shape(key: str, student: Architecture, teacher: Architecture) -> 
         f"{key}: the teacher does not have the student's shape ({len(differing)} of {len(ours.keys() | theirs.keys())} "
         f"parameters differ in name or shape), and {key}.model, which would give it a shape of its own, is not set:\n"
         f"{table}\n"
-        f"Declare the teacher's own model with +model@{key}.model=default, or score it on a server with opd=sglang"
+        f"Declare the teacher's own model with +model@{key}.model=base, or score it on a server with opd=sglang"
     )
 
 

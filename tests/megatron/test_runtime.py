@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import distributed
@@ -8,6 +10,7 @@ from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.model.config import Family
 from tests.gloo import run_gloo
+from tests.megatron import training
 from tests.megatron.models import build, pack, sequences, started, tiny
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what is not there with a GPU")
@@ -46,6 +49,20 @@ def test_twice_in_one_process_and_nothing_is_left(tmp_path):
         assert patched_places() == before
         assert not distributed.is_initialized()
     assert torch.equal(*outputs)
+
+
+def gloo_threads() -> int:
+    return sum(path.read_text().startswith("gloo") for path in Path("/proc/self/task").glob("*/comm"))
+
+
+def test_groups_end_with_the_worker_that_had_them(tmp_path):
+    spec = training.spec(training.write_model(tmp_path))
+    with training.started(spec):
+        during = gloo_threads()
+    after = gloo_threads()
+    with training.started(spec):
+        pass
+    assert gloo_threads() <= after < during / 2
 
 
 def test_nothing_is_left_when_starting_fails(tmp_path, monkeypatch):
