@@ -19,6 +19,11 @@ from opd_trainer.types import Finish, Sample, Sampling
 class Grader(Protocol):
     """Puts rewards on samples."""
 
+    @property
+    def grades(self) -> bool:
+        """Whether a reward tells right answers from wrong ones; there is no accuracy otherwise."""
+        ...
+
     async def score(self, sample: Sample, group_size: int) -> Sample:
         """The sample with its reward, NaN where it could not be computed."""
         ...
@@ -103,7 +108,9 @@ class Evaluator:
         return Report(metrics, records)
 
     def accuracy(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Dataset -> pass@1, out of the metrics of a report."""
+        """Dataset -> pass@1, out of the metrics of a report; empty where nothing is graded."""
+        if not self._grader.grades:
+            return {}
         return {prompts.name: values[f"eval/{prompts.name}/pass@1"] for prompts in self._sets}
 
     def standard_errors(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -112,7 +119,7 @@ class Evaluator:
         return {dataset: values[name] for dataset, name in names.items() if name in values}
 
     def _record(self, sample: Sample) -> Record:
-        known = math.isfinite(sample.reward) and sample.finish is not Finish.abort
+        known = self._grader.grades and math.isfinite(sample.reward) and sample.finish is not Finish.abort
         return Record(
             dataset=sample.prompt.dataset,
             prompt_id=sample.prompt.id,
@@ -140,6 +147,16 @@ class Evaluator:
         return sample.reward_parts[part] > self._config.correct_above
 
     def _describe(self, prompts: PromptSet, records: Sequence[Record], metrics: Metrics) -> None:
+        name = f"eval/{prompts.name}"
+        if self._grader.grades:
+            self._grade(prompts, records, metrics)
+        if records:
+            truncated = sum(record.finish == Finish.length for record in records)
+            metrics.put(f"{name}/truncated_ratio", truncated / len(records))
+            metrics.put(f"{name}/response_length", sum(record.num_tokens for record in records) / len(records))
+
+    def _grade(self, prompts: PromptSet, records: Sequence[Record], metrics: Metrics) -> None:
+        """pass@k and the mean reward; answers whose reward failed are left out, and counted."""
         name, n = f"eval/{prompts.name}", self._config.samples_per_prompt
         graded: dict[str, list[Record]] = {}
         for record in records:
@@ -159,10 +176,6 @@ class Evaluator:
         put(metrics, f"{name}/mean@{n}", estimate(rewards))
         expected = len(prompts.prompts) * n
         metrics.put(f"{name}/failed_fraction", 1 - sum(map(len, graded.values())) / expected)
-        if records:
-            truncated = sum(record.finish == Finish.length for record in records)
-            metrics.put(f"{name}/truncated_ratio", truncated / len(records))
-            metrics.put(f"{name}/response_length", sum(record.num_tokens for record in records) / len(records))
 
 
 def doublings(limit: int) -> Iterator[int]:

@@ -103,6 +103,8 @@ class RewardPool:
     def __init__(self, config: RewardConfig, group_size: int) -> None:
         self._reward = build_reward(config)
         self._group_size = group_size
+        self.grades = not isinstance(config, NoReward)
+        """Whether a reward tells right answers from wrong ones."""
         self._failures: Counter[str] = Counter()
         self._shown = 0
 

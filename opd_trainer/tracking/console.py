@@ -138,9 +138,11 @@ class ConsoleSink:
 
     def evaluated(self, who: Evaluated, results: Results) -> None:
         """A line per evaluation."""
-        scores = "  ".join(f"{name} {percent(score)}" for name, score in results.evaluation[who].items())
-        kl = results.reverse_kl.get(who)
-        self._say(f"{NAMES[who]:<14}  {scores}" + ("" if kl is None else f"  reverse KL {significant(kl)}"))
+        cells = [f"{name} {percent(score)}" for name, score in results.evaluation[who].items()]
+        if who in results.reverse_kl:
+            cells.append(f"reverse KL {significant(results.reverse_kl[who])}")
+        cells += [f"NLL {name} {significant(nll)}" for name, nll in results.reference_nll.get(who, {}).items()]
+        self._say("  ".join([f"{NAMES[who]:<14}", *cells]))
 
     def write(self, record: StepRecord) -> None:
         """Moves the bar, and prints every n-th step, the last one, and those with an evaluation."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,23 @@ def _loss(axes: Axes, rows: Sequence[Row], results: Results) -> None:
     _line(axes, series(rows, "train/loss", 0), unit="loss of the step", colour=BLUE)
 
 
+def _reference_nll(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+    axes.set_ylabel("nats per token")
+    before, teacher = (results.reference_nll.get(who, {}) for who in (Evaluated.before, Evaluated.teacher))
+    names = {name.split("/")[1] for row in rows for name in row if fnmatchcase(name, "eval/*/reference_nll")}
+    colours = [BLUE, ORANGE, GREEN, RED, PURPLE] * len(names | before.keys())
+    for dataset, colour in zip(sorted(names | before.keys()), colours, strict=False):
+        within = series(rows, f"eval/{dataset}/reference_nll", 1)
+        points = dict(zip(within.x, within.y, strict=True))
+        if dataset in before:
+            points[0.0] = before[dataset]
+        axes.plot(*zip(*sorted(points.items()), strict=True), "o-", color=colour, ms=5, label=f"student, {dataset}")
+        if dataset in teacher:
+            label = f"teacher, {dataset}: {teacher[dataset]:.2f}"
+            axes.axhline(teacher[dataset], color=colour, ls="--", lw=1.2, label=label)
+    axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
+
+
 ENTROPY = ("rollout/entropy", "train/entropy")
 """Of sampled responses, or of the responses of a dataset."""
 
@@ -190,7 +208,7 @@ class Panel:
     Attributes:
         title: above it.
         draw: fills the axes.
-        metrics: what the names of the metrics that it shows begin with.
+        metrics: patterns of the names that it shows.
         held_out: it shows held-out results too.
     """
 
@@ -201,14 +219,20 @@ class Panel:
 
     def has_data(self, names: Set[str], results: Results) -> bool:
         """Whether the run has measured anything of it."""
-        return any(name.startswith(self.metrics) for name in names) or self.held_out(results)
+        shown = any(fnmatchcase(name, pattern) for name in names for pattern in self.metrics)
+        return shown or self.held_out(results)
+
+
+def _has_nll(results: Results) -> bool:
+    return bool(results.reference_nll)
 
 
 MAX_PANELS = 6
 PANELS = (
     Panel("Reward", _reward, ("rollout/reward",)),
-    Panel("Held-out accuracy", _accuracy, ("eval/",), lambda results: bool(results.evaluation)),
+    Panel("Held-out accuracy", _accuracy, ("eval/*/pass@1",), lambda results: any(results.evaluation.values())),
     Panel("Reverse KL to the teacher", _reverse_kl, ("opd/reverse_kl",), lambda results: bool(results.reverse_kl)),
+    Panel("Surprise at reference responses", _reference_nll, ("eval/*/reference_nll",), _has_nll),
     Panel("Response length", _length, ("rollout/response_length/mean",)),
     Panel("Critic", _critic, ("train/explained_variance", "train/value_loss")),
     Panel("Entropy of the student", _entropy, ENTROPY),
@@ -220,7 +244,8 @@ PANELS = (
 
 def draw(rows: Sequence[Row], results: Results, title: str) -> Figure:
     """A panel for each of `PANELS` that has data, at most `MAX_PANELS` of them."""
-    names = {name for row in rows for name, value in row.items() if value is not None}
+    # What is 0 in every step, such as the reward of a run without one, shows nothing.
+    names = {name for row in rows for name, value in row.items() if value}
     chosen = [panel for panel in PANELS if panel.has_data(names, results)][:MAX_PANELS]
     columns = 3 if len(chosen) > 4 else 2
     num_rows = max(-(-len(chosen) // columns), 1)

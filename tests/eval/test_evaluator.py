@@ -12,7 +12,7 @@ from opd_trainer.errors import ConfigError, DataError
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.eval.evaluator import Evaluator, doublings
 from opd_trainer.metrics import Metrics
-from opd_trainer.reward.config import CompositeReward, CustomReward, ExactReward, LengthReward, Per
+from opd_trainer.reward.config import CompositeReward, CustomReward, ExactReward, LengthReward, NoReward, Per
 from opd_trainer.reward.pool import RewardPool
 from opd_trainer.types import Finish, Prompt, Sample, Sampling
 
@@ -101,6 +101,16 @@ def test_pass_at_1_by_dataset_with_lengths_and_truncation():
         "correct": False, "reward": 0.0, "reward_parts": {"reward": 0.0}, "finish": "stop",
         "num_tokens": 6, "version": 3,
     }  # fmt: skip
+
+
+def test_without_a_reward_there_is_no_accuracy():
+    evaluator, (report,), _, _ = evaluate(
+        [prompt_set("a", ["0", "1"])], lambda _: ("x", Finish.stop), reward=NoReward()
+    )
+    values = report.metrics.values()
+    assert set(values) == {"eval/a/truncated_ratio", "eval/a/response_length"}
+    assert evaluator.accuracy(values) == evaluator.standard_errors(values) == {}
+    assert [(record.correct, record.reward) for record in report.records] == [(None, None)] * 2
 
 
 def test_pass_at_k_and_mean():

@@ -61,6 +61,17 @@ def test_accuracy_goes_from_before_to_after_beside_the_teacher() -> None:
     assert set(teacher.get_ydata()) == {0.96}
 
 
+def test_the_surprise_at_reference_responses_has_a_panel_where_it_was_measured() -> None:
+    results = Results(reference_nll={Evaluated.before: {"gsm8k": 2.5}, Evaluated.teacher: {"gsm8k": 1.5}})
+    lines = rows(4, **{"rollout/reward": 0.0})
+    lines[3]["eval/gsm8k/reference_nll"] = 2.0
+    figure = draw(lines, results, "t")
+    assert "Reward" not in titles(figure), "0 in every step"
+    student, teacher = panel(figure, "Surprise at reference responses").get_lines()
+    assert student.get_xydata().tolist() == [[0, 2.5], [4, 2.0]]
+    assert set(teacher.get_ydata()) == {1.5}
+
+
 @pytest.mark.parametrize(("lowest", "scale"), [(0.1, "log"), (0.0, "linear"), (-0.01, "linear")])
 def test_a_reverse_kl_at_or_below_zero_stays_visible(lowest: float, scale: str) -> None:
     lines = rows(3)
