@@ -6,7 +6,7 @@ them (see `opd_trainer.megatron.context`), which then gather each other's keys a
 
 Two ways, chosen by device and number format:
 
-* varlen: `torch.nn.attention.varlen`, on CUDA in 16 bit. No padding.
+* varlen: torch's flash attention, on CUDA in 16 bit. No padding.
 * padded: everywhere else. Stretches with about as many keys are scattered into right-padded rows; with a causal mask a
   real query never sees the padding behind it, so whole sequences need no mask and SDPA may use its fused causal kernel.
 """
@@ -254,11 +254,13 @@ def padded_attention(
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, *, packed: Packed, scale: float | None) -> Tensor:
-    """The same with torch's varlen kernel (CUDA, 16 bit), whose causal mask ends queries and keys together."""
-    from torch.nn.attention.varlen import varlen_attn
+    """The same with torch's flash attention (CUDA, 16 bit), whose causal mask ends queries and keys together.
 
+    Called by its operator: `torch.nn.attention.varlen`, which wraps it from torch 2.10 on, has had another signature in
+    each version, and some of them refuse query heads that share key heads, which the operator takes.
+    """
     keys = packed.keys
-    out = varlen_attn(
+    return torch.ops.aten._flash_attention_forward(
         query,
         key,
         value,
@@ -266,12 +268,11 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, *, packed: Packe
         packed.cu_seqlens if keys is None else keys.cu_seqlens,
         packed.max_length,
         packed.max_length if keys is None else keys.max_length,
+        0.0,  # dropout
+        True,  # causal
+        False,  # no mask to debug
         scale=scale,
-        window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    assert isinstance(out, Tensor), "no auxiliary output was asked for"
-    return out
+    )[0]
 
 
 def gather_keys(key: Tensor, value: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,12 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
+_FOREACH: Any = torch
+"""Functions on lists of tensors have a leading underscore, though they are documented."""
 
 
 def has_gpu() -> bool:
@@ -123,6 +126,36 @@ def router_without_transformer_engine() -> Iterator[None]:
         yield
     finally:
         delattr(moe_utils, "te_general_gemm")
+
+
+def _norm(_chunk: int, _flag: Tensor, tensors: list[list[Tensor]], _each: bool, *_: Any) -> tuple[Tensor, None]:
+    """The L2 norm f32[1] of all tensors together."""
+    return torch.stack(_FOREACH._foreach_norm(tensors[0])).norm()[None], None
+
+
+def _scale(_chunk: int, _flag: Tensor, tensors: list[list[Tensor]], factor: float) -> None:
+    """The first tensors times a factor, written to the second ones, which Megatron makes the same."""
+    assert all(source is target for source, target in zip(*tensors, strict=True))
+    _FOREACH._foreach_mul_(tensors[1], factor)
+
+
+@contextlib.contextmanager
+def gradients_at_once() -> Iterator[None]:
+    """Clips gradients in a few kernels where there is a GPU and neither Transformer Engine nor Apex.
+
+    Symptom: Megatron's own substitutes wait for the device once for each parameter, and launch two kernels for each.
+    Remove when: megatron.core.utils computes the norm without waiting.
+    """
+    with quiet():
+        from megatron.core import utils
+        from megatron.core.optimizer import clip_grads
+
+    own = {"l2_norm_impl": "local_multi_tensor_l2_norm", "multi_tensor_scale_impl": "local_multi_tensor_scale"}
+    substitutes = all(getattr(clip_grads, name, None) is getattr(utils, local) for name, local in own.items())
+    with contextlib.ExitStack() as stack:
+        if has_gpu() and substitutes:
+            _replace(stack, clip_grads, {"l2_norm_impl": _norm, "multi_tensor_scale_impl": _scale})
+        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from opd_trainer.errors import TrainingDiverged
-from opd_trainer.megatron.compat import cpu_tensors
+from opd_trainer.megatron.compat import cpu_tensors, has_gpu
 from opd_trainer.megatron.config import MegatronConfig, OptimizerConfig, Schedule
 
 
@@ -117,6 +117,8 @@ class Optimizer:
         )
         with cpu_tensors():
             self.megatron: Any = get_megatron_optimizer(config, self._chunks, use_gloo_process_groups=False)
+        if has_gpu():
+            _fuse(self.megatron)
         self.num_steps = 0
         """Optimizer steps taken; the state of the schedule."""
 
@@ -145,6 +147,16 @@ class Optimizer:
             )
         self.num_steps += 1
         return StepResult(float(grad_norm), rate)
+
+
+def _fuse(megatron: Any) -> None:
+    """Lets torch's Adam update a parameter in one kernel; by default it computes whole copies of all parameters.
+
+    Nothing changes where Apex or Transformer Engine bring an Adam of their own.
+    """
+    for group in megatron.param_groups:
+        if "fused" in group:
+            group["fused"], group["foreach"] = True, False
 
 
 def has_gradient_buffers(module: nn.Module) -> bool:

@@ -11,7 +11,14 @@ from torch import distributed
 from torch.distributed import ProcessGroup
 
 from opd_trainer.errors import ConfigError, OpdError
-from opd_trainer.megatron.compat import CPU, cpu_compat, has_gpu, quiet, router_without_transformer_engine
+from opd_trainer.megatron.compat import (
+    CPU,
+    cpu_compat,
+    gradients_at_once,
+    has_gpu,
+    quiet,
+    router_without_transformer_engine,
+)
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.layout import layout_problems, model_parallel_size
 
@@ -65,6 +72,7 @@ class MegatronRuntime:
 
         stack.enter_context(cpu_compat())
         stack.enter_context(router_without_transformer_engine())
+        stack.enter_context(gradients_at_once())
         timeout = timedelta(seconds=self._settings.timeout_s)
         if has_gpu():
             self.device = torch.device("cuda", self._rank % torch.cuda.device_count())

@@ -90,6 +90,9 @@ class EmbeddedRollout(RolloutConfig):
     """Largest KV cache, bytes; fewer responses are decoded at once where `batch_size` of full length would not fit."""
     prefill_tokens: int = 8192
     """Prompt tokens (padding included) processed at once before decoding; bounds the memory of long prompts."""
+    cuda_graphs: bool = True
+    """On a GPU: decoding steps are captured and replayed, which saves most of their time while the batch is small. A
+    mixture of experts does without."""
 
 
 class SyncVia(StrEnum):

@@ -51,6 +51,8 @@ def logits(weights: DecoderWeights, hidden: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis, statistics in fp32 (arXiv 1910.07467, eq. 4, with epsilon inside the root)."""
+    if x.is_cuda:
+        return F.rms_norm(x, x.shape[-1:], eps=eps).mul_(weight)
     # torch's rms_norm is a chain of six passes over x on a CPU; the vector norm reads it once (3x faster, measured).
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     inverse = norm.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()

@@ -1,7 +1,8 @@
 """The decode core: a synchronous generator of finished samples, shared by every embedded engine.
 
 Requests are sorted by length and decoded `rows` at once. Siblings share the prefill of their prompt. Finished rows run
-on unheard until enough of them have gathered; then the batch is packed again and free rows take waiting requests.
+on unheard until enough of them have gathered; then the batch is packed again and free rows take waiting requests. On a
+GPU several steps go by before anybody looks which rows have finished: looking means waiting for the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from opd_trainer.errors import TrainingDiverged
 from opd_trainer.rollout.embedded import decoder
 from opd_trainer.rollout.embedded.sampling import draw, uniforms
 from opd_trainer.rollout.embedded.slots import Slots
+from opd_trainer.rollout.embedded.steps import StaticSteps, fused_attention
 from opd_trainer.rollout.embedded.weights import DecoderWeights
 from opd_trainer.types import Finish, Request, Sample, Sampling, TopK
 
@@ -22,6 +24,8 @@ _REFILL = 0.25
 """Free part of the batch at which waiting requests are let in."""
 _SHRINK = 0.25
 """Finished part of the batch at which it is packed when nothing waits."""
+_UNSEEN_STEPS = 8
+"""Steps on a GPU between two looks at what was drawn."""
 _SLACK_TOKENS = 128
 """Slots beyond the longest row, so that rows let in late rarely force the batch to be moved."""
 
@@ -33,12 +37,23 @@ def slots_needed(prompt: int, response: int, waiting: bool) -> int:
 
 @dataclass(slots=True)
 class _Row:
-    """A request on its way: `born` is the clock's reading before its first token, `finish` is set by its last."""
+    """A request on its way.
+
+    Attributes:
+        request: what was asked.
+        key: of its prompt.
+        born: the clock's reading before its first token.
+        finish: set by its last token.
+        drawn: tokens up to its last.
+        beyond: slots behind its last token when that was seen.
+    """
 
     request: Request
     key: bytes
     born: int = 0
     finish: Finish | None = None
+    drawn: int = 0
+    beyond: int = 0
 
     @property
     def prompt_length(self) -> int:
@@ -66,6 +81,7 @@ class Generation:
         stop_token_ids: tokens that end a response.
         prefill_tokens: most prompt tokens, padding included, in one forward pass.
         decode_texts: turns lists of token ids into texts.
+        steps: how a GPU decodes; None on a CPU.
     """
 
     def __init__(
@@ -79,9 +95,10 @@ class Generation:
         stop_token_ids: frozenset[int],
         prefill_tokens: int,
         decode_texts: Callable[[list[list[int]]], list[str]],
+        steps: StaticSteps | None = None,
     ) -> None:
         self._weights, self._version, self._slots, self._sampling = weights, version, slots, sampling
-        self._prefill_tokens, self._decode_texts = prefill_tokens, decode_texts
+        self._prefill_tokens, self._decode_texts, self._steps = prefill_tokens, decode_texts, steps
         self._capacity = len(slots.tokens)
         device = slots.tokens.device
         self._rotations = decoder.rotations(weights.shape, slots.length, device)
@@ -99,13 +116,11 @@ class Generation:
             TrainingDiverged: the weights give logits that are not finite.
         """
         while self._waiting or self._num_alive:
-            with torch.inference_mode():
+            with torch.inference_mode(), fused_attention(self._slots.tokens.device):
                 if self._must_pack():
-                    fresh = self._pack()
+                    finished = self._settle(self._pack(), 1)
                 else:
-                    self._step()
-                    fresh = slice(0, self._slots.count)
-                finished = self._settle(fresh)
+                    finished = self._settle(slice(0, self._slots.count), self._decode())
             # Outside: what leaves must be usable under autograd, which tensors made in inference mode are not.
             yield self._samples(finished) if finished else []
 
@@ -116,14 +131,24 @@ class Generation:
             return self._capacity - self._num_alive >= _REFILL * self._capacity
         return len(self._rows) - self._num_alive >= _SHRINK * len(self._rows)
 
-    def _step(self) -> None:
+    def _decode(self) -> int:
+        """Decodes some tokens of each row, and returns how many."""
         slots = self._slots
-        rows = slice(0, slots.count)
-        rotation = self._rotations[slots.position]
-        hidden = decoder.forward(self._weights, slots.tokens[rows, slots.end], rotation, slots.attend)
-        slots.end += 1
-        self._clock += 1
-        self._draw(rows, decoder.logits(self._weights, hidden))
+        if self._steps is None:
+            rows = slice(0, slots.count)
+            rotation = self._rotations[slots.position]
+            hidden = decoder.forward(self._weights, slots.tokens[rows, slots.end], rotation, slots.attend)
+            slots.end += 1
+            self._draw(rows, decoder.logits(self._weights, hidden))
+            count = 1
+        else:
+            wanted = self._sampling.max_response_tokens - min(
+                self._drawn(row) for row in self._rows if row.finish is None
+            )
+            count = min(_UNSEEN_STEPS, wanted, slots.length - 1 - slots.end)
+            self._steps.run(count)
+        self._clock += count
+        return count
 
     def _draw(self, rows: slice, logits: Tensor) -> None:
         self._slots.record(rows, draw(logits, self._sampling, self._slots.next_uniforms(rows)))
@@ -131,20 +156,25 @@ class Generation:
     def _drawn(self, row: _Row) -> int:
         return self._clock - row.born
 
-    def _settle(self, rows: slice) -> list[int]:
-        """Finishes the rows whose newest token is their last; the one transfer from the device of a step."""
-        end, longest = self._slots.end, self._sampling.max_response_tokens
-        stopped = self._stop[self._slots.tokens[rows, end]]
-        codes = torch.where(self._slots.log_probs[rows, end].isfinite(), stopped, -1).tolist()
+    def _settle(self, rows: slice, count: int) -> list[int]:
+        """Finishes the rows whose last token is among their `count` newest; the one transfer from the device."""
+        window, longest = slice(self._slots.end + 1 - count, self._slots.end + 1), self._sampling.max_response_tokens
+        stopped = self._stop[self._slots.tokens[rows, window]]
+        codes = torch.where(self._slots.log_probs[rows, window].isfinite(), stopped, -1).tolist()
         finished: list[int] = []
-        for index, code in enumerate(codes, rows.start):
+        for index, newest in enumerate(codes, rows.start):
             row = self._rows[index]
-            if row.finish is not None or not (code or self._drawn(row) == longest):
+            if row.finish is not None:
                 continue
+            before = self._drawn(row) - count
+            last = next((place for place, code in enumerate(newest) if code or before + place + 1 == longest), None)
+            if last is None:
+                continue
+            row.drawn, row.beyond, code = before + last + 1, count - 1 - last, newest[last]
             if code < 0:
                 raise TrainingDiverged(
                     f"rollout: the student's weights of version {self._version} give logits that are not finite "
-                    f"(prompt {row.request.prompt.id}, response token {self._drawn(row) - 1}): nothing can be sampled"
+                    f"(prompt {row.request.prompt.id}, response token {row.drawn - 1}): nothing can be sampled"
                 )
             row.finish = Finish.stop if code else Finish.length
             finished.append(index)
@@ -153,13 +183,13 @@ class Generation:
 
     def _samples(self, indices: list[int]) -> list[Sample]:
         slots, rows = self._slots, [self._rows[index] for index in indices]
-        lengths = [self._drawn(row) for row in rows]
-        window = slice(slots.end + 1 - max(lengths), slots.end + 1)
+        window = slice(slots.end + 1 - max(row.drawn + row.beyond for row in rows), slots.end + 1)
         chosen = torch.tensor(indices, device=slots.tokens.device)
 
         def responses(record: Tensor) -> list[Tensor]:
             lines = record[:, window].index_select(0, chosen).cpu()
-            return [line[-length:].clone() for line, length in zip(lines, lengths, strict=True)]
+            ends = (len(line) - row.beyond for line, row in zip(lines, rows, strict=True))
+            return [line[end - row.drawn : end].clone() for line, row, end in zip(lines, rows, ends, strict=True)]
 
         tokens, log_probs = responses(slots.tokens), responses(slots.log_probs)
         topk: list[TopK | None] = [None] * len(rows)
@@ -232,6 +262,10 @@ class Generation:
             query, key, value = (x.unflatten(0, (-1, width)).transpose(1, 2) for x in (query, key, value))
             slots.keys[layer][rows, :, target] = key.index_select(0, owner)
             slots.values[layer][rows, :, target] = value.index_select(0, owner)
+            repeat = query.shape[1] // key.shape[1] if query.is_cuda else 1
+            if repeat > 1:
+                # torch's fused attention for GPUs takes a mask, or key heads that are shared, but not both.
+                key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
             return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 

@@ -5,11 +5,10 @@ lengths; a row's first slot is `start`. Slots before it are masked, and always f
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from opd_trainer.rollout.embedded.sampling import Drawn
 from opd_trainer.rollout.embedded.shape import DecoderShape
@@ -119,27 +118,29 @@ class Slots:
 
     def record(self, rows: slice, drawn: Drawn) -> None:
         """Puts drawn tokens into slot `end`."""
-        self.tokens[rows, self.end] = drawn.tokens
-        self.log_probs[rows, self.end] = drawn.log_probs
-        self.topk_ids[rows, self.end] = drawn.topk_ids
-        self.topk_log_probs[rows, self.end] = drawn.topk_log_probs
+        for record, newest in self.records(drawn):
+            record[rows, self.end] = newest
+
+    def records(self, drawn: Drawn) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is kept of every slot [rows, `length`, ...], each with what is new [n, ...]."""
+        yield self.tokens, drawn.tokens
+        yield self.log_probs, drawn.log_probs
+        if self.topk_ids.shape[2]:
+            yield self.topk_ids, drawn.topk_ids
+            yield self.topk_log_probs, drawn.topk_log_probs
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of one new token of each row, at slot `end`, to its whole row; see `decoder.Attend`."""
+        """Attention of one new token of each row, at slot `end`, to its whole row, on a CPU; see `decoder.Attend`."""
         count, used = self.count, self.end + 1
         keys, values, bias = self.keys[layer][:count], self.values[layer][:count], self._bias[:count, :, :, :used]
         keys[:, :, self.end], values[:, :, self.end] = key, value
         keys, values = keys[:, :, :used], values[:, :, :used]
         # The query heads that share a key head are the rows of one product, so that keys are never repeated.
         heads = query.unflatten(1, (self._shape.num_kv_heads, -1))
-        if query.is_cuda:
-            mixed = F.scaled_dot_product_attention(heads, keys, values, attn_mask=bias)
-        else:
-            # torch's CPU attention is built for many queries: for one it is 10x slower than two products (measured).
-            scores = torch.matmul(heads, keys.transpose(-1, -2))
-            scores = torch.add(bias, scores, alpha=1.0 / math.sqrt(self._shape.head_dim))
-            mixed = torch.matmul(scores.softmax(-1), values)
-        return mixed.view(count, -1)
+        # torch's CPU attention is built for many queries: for one it is 10x slower than two products (measured).
+        scores = torch.matmul(heads, keys.transpose(-1, -2))
+        scores = torch.add(bias, scores, alpha=1.0 / math.sqrt(self._shape.head_dim))
+        return torch.matmul(scores.softmax(-1), values).view(count, -1)
 
     def _unmoved(self, rows: Sequence[int], end: int) -> bool:
         if list(rows) != list(range(len(rows))) or (rows and end != self.end):

@@ -13,6 +13,7 @@ from opd_trainer.rollout.config import EmbeddedRollout
 from opd_trainer.rollout.embedded.generation import Generation, slots_needed
 from opd_trainer.rollout.embedded.shape import DecoderShape
 from opd_trainer.rollout.embedded.slots import Slots, bytes_per_slot
+from opd_trainer.rollout.embedded.steps import StaticSteps
 from opd_trainer.rollout.embedded.weights import DecoderWeights
 from opd_trainer.types import Request, Sample, Sampling
 
@@ -71,6 +72,7 @@ class EmbeddedWorker:
         self._device = torch.device(spec.device)
         self._weights: DecoderWeights | None = None
         self._slots: Slots | None = None
+        self._steps: dict[Sampling, StaticSteps] = {}
         self._version: int | None = None
         self._loading = False
         self._work: Iterator[list[Sample]] | None = None
@@ -126,15 +128,17 @@ class EmbeddedWorker:
             return
         stop = frozenset(self._spec.eos_token_ids) | frozenset(sampling.stop_token_ids)
         _check(requests, sampling, stop, weights.shape)
+        slots = self._room(requests, sampling, weights.shape)
         self._work = Generation(
             weights=weights,
             version=self._version,
-            slots=self._room(requests, sampling, weights.shape),
+            slots=slots,
             requests=requests,
             sampling=sampling,
             stop_token_ids=stop,
             prefill_tokens=self._spec.rollout.prefill_tokens,
             decode_texts=self._spec.decode,
+            steps=None if self._device.type == "cpu" else self._steps_on(weights, slots, sampling),
         ).run()
 
     def poll(self, seconds: float) -> Progress:
@@ -163,6 +167,7 @@ class EmbeddedWorker:
         if self._work is not None:
             # Their state may hold NaN, which a mask would not keep from spreading.
             self._work = self._slots = None
+            self._steps.clear()
 
     def health(self) -> int | None:
         """The version of the weights, None before the first."""
@@ -171,6 +176,7 @@ class EmbeddedWorker:
     def close(self) -> None:
         """Releases everything. Safe to call twice."""
         self._work = self._slots = self._weights = self._version = None
+        self._steps.clear()
 
     def _idle(self, what: str) -> DecoderWeights:
         if self._weights is None:
@@ -198,6 +204,7 @@ class EmbeddedWorker:
         length = slots_needed(prompt, response, waiting=rows < len(requests))
         slots, self._slots = self._slots, None
         if slots is None or not slots.fits(rows, length, response, candidates):
+            self._steps.clear()
             slots = Slots(
                 shape,
                 rows=rows,
@@ -210,6 +217,14 @@ class EmbeddedWorker:
         slots.clear()
         self._slots = slots
         return slots
+
+    def _steps_on(self, weights: DecoderWeights, slots: Slots, sampling: Sampling) -> StaticSteps:
+        """How a GPU decodes in `slots`; what was captured for one call serves the next."""
+        if sampling not in self._steps:
+            # Experts are chosen by the host.
+            graphs = self._spec.rollout.cuda_graphs and weights.shape.experts is None
+            self._steps[sampling] = StaticSteps(weights, slots, sampling, graphs=graphs)
+        return self._steps[sampling]
 
 
 def _check(requests: Sequence[Request], sampling: Sampling, stop: frozenset[int], shape: DecoderShape) -> None:
