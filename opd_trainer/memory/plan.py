@@ -13,7 +13,6 @@ from opd_trainer.megatron.memory import (
     gradient_bytes,
     local_size,
     logits_bytes,
-    optimized_elements,
     optimizer_bytes,
     passing_bytes,
 )
@@ -208,9 +207,7 @@ def _update_bytes(part: Part, job: Job, tokens: int, stage: int, *, size: LocalS
     # Autograd makes the gradient of a matrix before it is added to the buffer.
     peak += size.largest * BYTES[part.dtype]
     logits = logits_bytes(part.architecture, layout, tokens, part.dtype, gradient=True) if last else 0
-    # torch's Adam computes one buffer for all parameters at once on a GPU, and one for each in turn on the CPU.
-    step = (optimized_elements(size, layout, job.workers) if gpu else size.largest) * FP32
-    return _Update(max(peak, step - logits), logits)
+    return _Update(max(peak, size.largest * FP32 - logits), logits)
 
 
 def _apart(teacher: Apart, job: Job, *, gpu: bool) -> Site:

@@ -19,7 +19,7 @@ class AttentionBackend(StrEnum):
     auto = "auto"
     """Transformer Engine where it is installed and a GPU is there, otherwise `torch`."""
     torch = "torch"
-    """Our packed attention on torch SDPA / varlen attention."""
+    """Our packed attention on torch's own kernels."""
     te = "te"
     """Transformer Engine."""
 

@@ -1,0 +1,16 @@
+import json
+from pathlib import Path
+
+from benchmarks import gpu
+
+
+def test_every_section_runs_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    found = gpu.main(["--device", "cpu", "--tiny", "--json", str(file)])
+    assert json.loads(file.read_text()) == json.loads(json.dumps(found))
+    failed = {name: part["error"] for name, part in found.items() if isinstance(part, dict) and "error" in part}
+    assert not failed
+    assert found["update_qwen3_0_6b"]["cost_of_teacher"] > 0
+    assert found["bare_loop"]["speed_of_bare_loop"] > 0
+    assert [row["tokens"] for row in found["rollout"]] == [24, 36]
+    assert all(row["error"] < 1e-3 for row in found["log_probs"])
