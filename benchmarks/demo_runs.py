@@ -1,25 +1,42 @@
-"""Runs of the demo side by side: executed once per commit, as a table and as curves."""
+"""Runs of the demo: each is executed once per state of the code, and kept with its command, its machine, its metrics.
+
+What is kept of a run, under docs/results/raw, has the form of a run directory: `summary.json`, `metrics.jsonl` with
+those metrics that pages, plots and README use, and `origin.json`, which is written here.
+"""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
-from opd_trainer.sweep.plot import accuracy, band, finish
-from opd_trainer.tracking.curves import series
+from benchmarks.machine import machine
 from opd_trainer.tracking.files import METRICS, SUMMARY, read_rows
-from opd_trainer.tracking.provenance import git_state
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "outputs" / "results"
 TARGET = ROOT / "docs" / "results"
-DATASET = "heldout"
+RAW = TARGET / "raw"
+ORIGIN = "origin.json"
+CODE = ("launch.py", "opd_trainer", "hydra_plugins", "conf")
+"""What a run runs; a change elsewhere does not change its figures."""
+KEPT = (
+    "step",
+    "eval/heldout/pass@1",
+    "eval/reverse_kl",
+    "opd/reverse_kl",
+    "rollout/reward",
+    "rollout/response_length/mean",
+    "train/rollout_log_prob_diff",
+    "perf/step_time",
+)
+"""Metrics that are kept; all seventy of them would be ten times as much."""
 COMMON = ("eval.every=10",)
 
 
@@ -42,12 +59,30 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run."""
+    """A finished run.
+
+    Attributes:
+        variant: which one.
+        seed: of the run.
+        origin: content of origin.json: command, state of the code, start, seconds of the whole process, machine.
+        summary: content of summary.json.
+        rows: lines of metrics.jsonl.
+    """
 
     variant: Variant
     seed: int
+    origin: dict[str, Any]
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return f"{self.variant.name}-{self.seed}"
+
+
+Planned = tuple[Variant, int]
+"""A variant and a seed."""
 
 
 def overrides(variant: Variant, seed: int) -> list[str]:
@@ -56,85 +91,91 @@ def overrides(variant: Variant, seed: int) -> list[str]:
 
 
 def load(directory: Path, variant: Variant, seed: int) -> Run:
-    """Reads a run directory."""
+    """Reads a run directory, or what was kept of one."""
+    origin = json.loads((directory / ORIGIN).read_text(encoding="utf-8"))
     summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
-    return Run(variant, seed, summary, read_rows(directory / METRICS))
+    return Run(variant, seed, origin, summary, read_rows(directory / METRICS))
+
+
+def code_state() -> dict[str, Any] | None:
+    """Commit, and whether the code differs from it; None outside a checkout."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if commit.returncode != 0:
+        return None
+    return {"commit": commit.stdout.strip(), "changed": not same_code(commit.stdout.strip())}
+
+
+def same_code(commit: str) -> bool:
+    """Whether the code here is that of a commit."""
+    return subprocess.run(["git", "diff", "--quiet", commit, "--", *CODE], cwd=ROOT, check=False).returncode == 0
+
+
+def is_current(origin_file: Path) -> bool:
+    """Whether a run ended, and was of the code that is here."""
+    if not origin_file.is_file():
+        return False
+    code = json.loads(origin_file.read_text(encoding="utf-8"))["code"]
+    return code is not None and not code["changed"] and same_code(code["commit"])
+
+
+def launch(command: Sequence[str], directory: Path, *more: str) -> None:
+    """`python launch.py` with a run or sweep directory, what it says in a file beside it; then its origin.
+
+    Args:
+        command: overrides that say what is computed.
+        directory: of the run.
+        more: other overrides.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    log = directory.with_name(f"{directory.name}.log")
+    before, code, began = machine(), code_state(), time.perf_counter()
+    start = datetime.now(UTC).isoformat(timespec="seconds")
+    with log.open("w", encoding="utf-8") as file:
+        full = [sys.executable, "launch.py", *command, *more, f"output_dir={directory}"]
+        done = subprocess.run(full, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(full)} ended with {done.returncode}; see {log}")
+    origin = {
+        "command": " ".join(["python", "launch.py", *command]),
+        "code": code,
+        "start": start,
+        "process_s": round(time.perf_counter() - began, 1),
+        "machine": {**before, "load_average": [before["load_average"], machine()["load_average"]]},
+    }
+    (directory / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+
+
+def set_aside_if_stale(directory: Path) -> None:
+    """Moves a run of other code out of the way; one that was broken off at this code stays, to be gone on with."""
+    begun = directory.with_name(f"{directory.name}.begun")
+    code = code_state()
+    said = json.loads(begun.read_text(encoding="utf-8")) if begun.is_file() else None
+    if directory.exists() and (said is None or said["changed"] or not same_code(said["commit"])):
+        directory.rename(directory.with_name(f"{directory.name}-until-{time.time_ns()}"))
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    begun.write_text(json.dumps(code), encoding="utf-8")
 
 
 def execute(variant: Variant, seed: int) -> Run:
-    """Runs a variant, or takes the finished run of this very commit."""
+    """Runs a variant, or takes the finished run of this very code."""
     directory = RUNS / f"{variant.name}-{seed}"
-    state = git_state(ROOT / "launch.py")
-    if (directory / SUMMARY).exists():
-        run = load(directory, variant, seed)
-        if state is not None and not state["dirty"] and run.summary["git"] == state:
-            return run
-        directory.rename(directory.with_name(f"{directory.name}-until-{directory.stat().st_mtime_ns}"))
-    print(f"== {variant.title}, seed {seed}", flush=True)
-    command = [sys.executable, "launch.py", *overrides(variant, seed), f"output_dir={directory}", "resume=auto"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    if not is_current(directory / ORIGIN):
+        set_aside_if_stale(directory)
+        print(f"== {variant.title}, seed {seed}", flush=True)
+        launch(overrides(variant, seed), directory, "resume=auto")
     return load(directory, variant, seed)
 
 
-def number(value: float | None, form: str) -> str:
-    """A cell of the table; a dash for what was not measured."""
-    return "-" if value is None else format(value, form)
+def execute_all(planned: Sequence[Planned], jobs: int) -> list[Run]:
+    """Runs what is missing, so many at a time; each takes one thread."""
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(lambda one: execute(*one), planned))
 
 
-def table(runs: Sequence[Run]) -> str:
-    """One line per run."""
-    columns = ("run", "seed", "teacher", "before", "after", "after / teacher", "reverse KL first", "last", "minutes")
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for run in runs:
-        scores = {who: values.get(DATASET) for who, values in run.summary["evaluation"].items()}
-        share = scores["after"] / scores["teacher"] if scores["after"] is not None and scores["teacher"] else None
-        kl = run.summary["reverse_kl"]
-        cells = [
-            run.variant.title,
-            str(run.seed),
-            *(number(scores[who], ".1%") for who in ("teacher", "before", "after")),
-            number(share, ".1%"),
-            *(number(kl[end], ".3g") for end in ("first", "last")),
-            number(run.summary["wall_s"]["total"] / 60, ".1f"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def plot(runs: Sequence[Run], variants: Sequence[Variant]) -> Figure:
-    """Held-out accuracy, reverse KL and reward of all variants."""
-    figure = Figure(figsize=(16, 4.6), layout="constrained")
-    accuracy_axes, kl_axes, reward_axes = figure.subplots(1, 3)
-    for variant in variants:
-        mine = [run for run in runs if run.variant == variant]
-        look = {"colour": variant.colour, "label": variant.title}
-        band(accuracy_axes, [accuracy(run.rows, run.summary) for run in mine], **look)
-        band(kl_axes, [series(run.rows, "opd/reverse_kl", 0) for run in mine], **look)
-        band(reward_axes, [series(run.rows, "rollout/reward", 0) for run in mine], **look)
-    teachers = {run.summary["evaluation"]["teacher"].get(DATASET) for run in runs} - {None}
-    for teacher in teachers:
-        accuracy_axes.axhline(teacher, color="black", ls="--", lw=1.2, label=f"teacher: {teacher:.1%}")
-    finish(accuracy_axes, "Held-out accuracy (greedy)")
-    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    finish(kl_axes, "Reverse KL to the teacher, nats per token")
-    kl_axes.set_yscale("symlog", linthresh=1e-4)
-    finish(reward_axes, "Reward of the samples")
-    accuracy_axes.legend(loc="lower right", fontsize=9)
-    return figure
-
-
-def made_at(runs: Sequence[Run]) -> str:
-    """The commit and the versions behind some runs."""
-    git, versions = runs[0].summary["git"], runs[0].summary["versions"]
-    commit = (
-        "an unknown commit" if git is None else f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
-    )
-    return f"{commit}\nwith torch {versions['torch']} and megatron-core {versions['megatron-core']}"
-
-
-def write(name: str, page: str, figure: Figure) -> None:
-    """Writes docs/results/<name>.md and .png."""
-    TARGET.mkdir(parents=True, exist_ok=True)
-    figure.savefig(TARGET / f"{name}.png", dpi=110)
-    (TARGET / f"{name}.md").write_text(page, encoding="utf-8")
-    print(f"written: {(TARGET / f'{name}.md').relative_to(ROOT)}")
+def keep(source: Path, target: Path) -> None:
+    """Copies of a run directory what the pages are made from."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (ORIGIN, SUMMARY):
+        shutil.copyfile(source / name, target / name)
+    kept = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in read_rows(source / METRICS)]
+    (target / METRICS).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")

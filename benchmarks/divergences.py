@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from benchmarks.demo_runs import Run, Variant, execute, made_at, plot, table, write
+from benchmarks.demo_runs import Run, Variant
+from benchmarks.pages import Page, commands, main, plot, provenance, table
 from opd_trainer.divergence.config import DivergenceKind
 
 SEED = 0
@@ -22,26 +23,29 @@ def variants() -> list[Variant]:
     ]
 
 
-def page(runs: Sequence[Run]) -> str:
+def text(runs: Sequence[Run]) -> str:
     """docs/results/divergences.md."""
     return f"""# Every divergence on the arithmetic demo, one seed
 
-Made by `make estimators` at {made_at(runs)}. Distillation alone
-(`estimator=none`); nothing is tuned per divergence. The reverse KL is that of sampled tokens in every row, whatever was
-minimised.
+Made by `make estimators`. Distillation alone (`estimator=none`); nothing is tuned per divergence. The reverse KL is
+that of sampled tokens in every row, whatever was minimised.
 
 ![curves](divergences.png)
 
 {table(runs)}
+
+{commands(PAGE.planned)}
+
+{provenance(PAGE.name, "divergences", runs)}
 """
 
 
-def main() -> None:
-    """Runs what is missing and writes the page."""
-    runs = [execute(variant, SEED) for variant in variants()]
-    write("divergences", page(runs), plot(runs, variants()))
-    print(table(runs))
-
+PAGE = Page(
+    "divergences",
+    [(variant, SEED) for variant in variants()],
+    text,
+    lambda runs: plot(runs, variants()),
+)
 
 if __name__ == "__main__":
-    main()
+    main(PAGE)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.demo_runs import DATASET, ROOT, Run, Variant, execute, made_at, table, write
+from benchmarks.demo_runs import ROOT, Run, Variant
+from benchmarks.pages import DATASET, Page, commands, main, provenance, table
 
 SEED = 0
 SLOWER = "megatron.optimizer.lr=3e-4"
@@ -52,25 +53,24 @@ def bars(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def page(runs: Sequence[Run]) -> str:
+def text(runs: Sequence[Run]) -> str:
     """docs/results/estimators.md."""
     return f"""# Every estimator on the arithmetic demo, one seed
 
-Made by `make estimators` at {made_at(runs)}. Nothing is tuned per
-estimator: batch and number of steps are the demo's; so is the learning rate with distillation, and a tenth of it alone.
+Made by `make estimators`. Nothing is tuned per estimator: batch and number of steps are the demo's; so is the
+learning rate with distillation, and a tenth of it alone.
 
 ![accuracies](estimators.png)
 
 {table(runs)}
+
+{commands(PAGE.planned)}
+
+{provenance(PAGE.name, "estimators", runs)}
 """
 
 
-def main() -> None:
-    """Runs what is missing and writes the page."""
-    runs = [execute(variant, SEED) for variant in variants()]
-    write("estimators", page(runs), bars(runs))
-    print(table(runs))
-
+PAGE = Page("estimators", [(variant, SEED) for variant in variants()], text, bars)
 
 if __name__ == "__main__":
-    main()
+    main(PAGE)

@@ -1,11 +1,12 @@
 """The demo with three seeds and its control runs: table, curves and commands into docs/results (`make results`).
 
-A finished run of the same clean commit is not repeated, so that an interrupted `make results` goes on where it stopped.
+A finished run of the same code is not repeated, so that an interrupted `make results` goes on where it stopped.
 """
 
 from collections.abc import Sequence
 
-from benchmarks.demo_runs import Run, Variant, execute, made_at, overrides, plot, table, write
+from benchmarks.demo_runs import Run, Variant
+from benchmarks.pages import Page, commands, main, plot, provenance, table
 
 SEEDS = (0, 1, 2)
 VARIANTS = (
@@ -22,32 +23,30 @@ VARIANTS = (
 )
 
 
-def page(runs: Sequence[Run]) -> str:
+def text(runs: Sequence[Run]) -> str:
     """docs/results/arithmetic.md."""
-    commands = "\n".join(f"python launch.py {' '.join(overrides(variant, 0))}" for variant in VARIANTS)
     return f"""# The arithmetic demo, three seeds and its controls
 
-Made by `make results` at {made_at(runs)}.
-Lines are means over the seeds, bands reach from the lowest to the highest. The reverse KL of the table is measured on
-fixed held-out prompts, that of the plot on the training samples. The demo's learning rate is tuned for distillation;
-GRPO alone falls apart at it, so it is shown at a tenth as well, where it learns.
+Made by `make results`. Lines are means over the seeds, bands reach from the lowest to the highest. The reverse KL of
+the table is measured on fixed held-out prompts, that of the plot on the training samples. The demo's learning rate is
+tuned for distillation; GRPO alone falls apart at it, so it is shown at a tenth as well, where it learns.
 
 ![curves](arithmetic.png)
 
 {table(runs)}
 
-```
-{commands}
-```
+{commands(PAGE.planned)}
+
+{provenance(PAGE.name, "results", runs)}
 """
 
 
-def main() -> None:
-    """Runs what is missing and writes the page."""
-    runs = [execute(variant, seed) for variant in VARIANTS for seed in SEEDS]
-    write("arithmetic", page(runs), plot(runs, VARIANTS))
-    print(table(runs))
-
+PAGE = Page(
+    "arithmetic",
+    [(variant, seed) for variant in VARIANTS for seed in SEEDS],
+    text,
+    lambda runs: plot(runs, VARIANTS),
+)
 
 if __name__ == "__main__":
-    main()
+    main(PAGE)
