@@ -1,7 +1,9 @@
 # Every target does the set-up that it needs; `make help` lists them.
+# make results JOBS=2                                           two runs at a time, of one thread each
 # make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes PyTorch's CPU wheels
 PYTHON ?= python3
 TORCH_INDEX ?=
+JOBS ?= 1
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -41,11 +43,11 @@ fix: $(STAMP)  ## repair what lint and format can repair
 	$(BIN)/ruff format .
 
 results: $(STAMP)  ## three seeds and the control runs into docs/results (about an hour on two cores)
-	$(BIN)/python -m benchmarks.results
+	$(BIN)/python -m benchmarks.results --jobs $(JOBS)
 
 estimators: $(STAMP)  ## the demo with every estimator and divergence into docs/results (half an hour on two cores)
-	$(BIN)/python -m benchmarks.estimators
-	$(BIN)/python -m benchmarks.divergences
+	$(BIN)/python -m benchmarks.estimators --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.divergences --jobs $(JOBS)
 
 clean:  ## remove the environment and caches; runs and checkpoints stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info

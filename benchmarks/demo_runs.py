@@ -5,6 +5,7 @@ those metrics that pages, plots and README use, and `origin.json`, which is writ
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,8 @@ KEPT = (
     "opd/reverse_kl",
     "rollout/reward",
     "rollout/response_length/mean",
+    "rollout/dropped",
+    "opd/masked_fraction",
     "train/rollout_log_prob_diff",
     "perf/step_time",
 )
@@ -122,7 +125,7 @@ def launch(command: Sequence[str], directory: Path, *more: str) -> None:
     """`python launch.py` with a run or sweep directory, what it says in a file beside it; then its origin.
 
     Args:
-        command: overrides that say what is computed.
+        command: overrides that say what is computed; variables of the environment in them are replaced.
         directory: of the run.
         more: other overrides.
     """
@@ -131,7 +134,7 @@ def launch(command: Sequence[str], directory: Path, *more: str) -> None:
     before, code, began = machine(), code_state(), time.perf_counter()
     start = datetime.now(UTC).isoformat(timespec="seconds")
     with log.open("w", encoding="utf-8") as file:
-        full = [sys.executable, "launch.py", *command, *more, f"output_dir={directory}"]
+        full = [sys.executable, "launch.py", *map(os.path.expandvars, command), *more, f"output_dir={directory}"]
         done = subprocess.run(full, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(full)} ended with {done.returncode}; see {log}")
@@ -172,10 +175,15 @@ def execute_all(planned: Sequence[Planned], jobs: int) -> list[Run]:
         return list(pool.map(lambda one: execute(*one), planned))
 
 
-def keep(source: Path, target: Path) -> None:
-    """Copies of a run directory what the pages are made from."""
+def keep_run(source: Path, target: Path) -> None:
+    """Copies summary and metrics of a run directory, as far as pages use them."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in (ORIGIN, SUMMARY):
-        shutil.copyfile(source / name, target / name)
+    shutil.copyfile(source / SUMMARY, target / SUMMARY)
     kept = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in read_rows(source / METRICS)]
     (target / METRICS).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def keep(source: Path, target: Path) -> None:
+    """Copies what the pages are made from."""
+    keep_run(source, target)
+    shutil.copyfile(source / ORIGIN, target / ORIGIN)

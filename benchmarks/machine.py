@@ -1,13 +1,18 @@
 """Where figures were measured: processor, cores, memory, and how busy the machine was."""
 
+import json
 import os
 import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from opd_trainer.doctor.machine import memory_limit
+from opd_trainer.tracking.provenance import git_state, package_versions
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -30,3 +35,22 @@ def machine() -> dict[str, Any]:
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "load_average": round(os.getloadavg()[0], 1),
     }
+
+
+def measuring() -> Callable[[Path, Any], None]:
+    """To be called before a measurement: what writes its figures with command, code, versions and machine."""
+    before, start = machine(), datetime.now(UTC).isoformat(timespec="seconds")
+
+    def write(path: Path, figures: Any) -> None:
+        content = {
+            "command": " ".join(["python", *sys.orig_argv[1:]]),
+            "start": start,
+            "git": git_state(Path(__file__).parents[1] / "launch.py"),
+            "versions": package_versions(),
+            "machine": {**before, "load_average": [before["load_average"], machine()["load_average"]]},
+            "figures": figures,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    return write

@@ -51,16 +51,15 @@ class Page:
         print(table(runs))
 
 
-def main(*pages: Page) -> None:
-    """Runs what is missing and writes the pages."""
+def main(page: Page) -> None:
+    """Runs what is missing and writes the page."""
     parser = argparse.ArgumentParser(description="Runs of the demo, with a page and a plot in docs/results.")
     parser.add_argument("--redraw", action="store_true", help="make page and plot from docs/results/raw; run nothing")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each")
     arguments = parser.parse_args()
-    for page in pages:
-        if not arguments.redraw:
-            page.run(arguments.jobs)
-        page.draw()
+    if not arguments.redraw:
+        page.run(arguments.jobs)
+    page.draw()
 
 
 def write(name: str, page: str, figure: Figure) -> None:
@@ -156,9 +155,7 @@ def made_at(origins: Sequence[dict[str, Any]], versions: dict[str, str]) -> str:
         "Versions": (f"{name} {versions[name]}" for name in packages),
         "Date": dict.fromkeys((days[0], days[-1])),
         "Machine": dict.fromkeys(place(one) for one in machines),
-        "Load average": (
-            f"{min(loads):g} to {max(loads):g} when runs began and ended; minutes say little above the cores",
-        ),
+        "Load average": (f"{min(loads):g} to {max(loads):g} when runs began and ended",),
         "Niceness": sorted({str(one["nice"]) for one in machines}),
     }
     return "\n".join(f"* {name}: {', '.join(told)}" for name, told in lines.items())
@@ -168,5 +165,5 @@ def provenance(name: str, module: str, runs: Sequence[Run]) -> str:
     """Where the figures are from, and where they can be looked up."""
     return f"""{made_at([run.origin for run in runs], runs[0].summary["versions"])}
 
-`docs/results/raw/{name}` holds of each run `origin.json` (command, commit, start, seconds, machine), `summary.json`, and
-the `metrics.jsonl` that the plot is drawn from; `python -m benchmarks.{module} --redraw` makes this page from them."""
+`docs/results/raw/{name}` holds of each run `origin.json` (command, commit, start, seconds, machine), `summary.json` and
+`metrics.jsonl`; this page is made from them, again with `python -m benchmarks.{module} --redraw`."""
