@@ -37,6 +37,27 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Around the first import of Megatron-core: leaves what it decorates with `torch.compile` as it is; a no-op with a
+    GPU.
+
+    Symptom: `megatron.core.jit` compiles small functions, none of which our settings use, while modules are imported;
+    that loads Inductor and doubles the time of the import (3.3 instead of 1.5 seconds of a processor, in every worker).
+    Remove when: megatron.core.jit compiles when a function is called first, or can be told not to.
+    """
+    if has_gpu():
+        yield
+        return
+
+    def as_it_is(model: Any = None, **_settings: Any) -> Any:
+        return (lambda decorated: decorated) if model is None else model
+
+    with contextlib.ExitStack() as stack:
+        _replace(stack, torch, {"compile": as_it_is})
+        yield
+
+
 class _Cpu(TorchFunctionMode):
     """Answers Megatron's questions for CUDA tensors with CPU tensors.
 

@@ -18,6 +18,7 @@ from opd_trainer.megatron.compat import (
     has_gpu,
     quiet,
     router_without_transformer_engine,
+    uncompiled,
 )
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.layout import layout_problems, model_parallel_size
@@ -66,7 +67,7 @@ class MegatronRuntime:
             self._stack = stack.pop_all()
 
     def _join(self, stack: contextlib.ExitStack) -> None:
-        with quiet():
+        with quiet(), uncompiled():
             from megatron.core import parallel_state
             from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what is not t
 
 
 GEMM = "te_general_gemm"
+ROOT = Path(__file__).parents[2]
 
 
 def patched_places():
@@ -63,6 +66,25 @@ def test_groups_end_with_the_worker_that_had_them(tmp_path):
     with training.started(spec):
         pass
     assert gloo_threads() <= after < during / 2
+
+
+FIRST_START = """
+import sys, torch
+from pathlib import Path
+from tests.megatron.models import started
+compile = torch.compile
+with started(Path(sys.argv[1])):
+    pass
+assert torch.compile is compile
+print(*sorted({"megatron.core", "torch._inductor.compile_fx"} & set(sys.modules)))
+"""
+
+
+def test_a_start_does_not_load_a_compiler(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_START, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["megatron.core"], done.stderr
 
 
 def test_nothing_is_left_when_starting_fails(tmp_path, monkeypatch):
