@@ -4,7 +4,6 @@ Run: python -m benchmarks.log_prob_memory [--json FILE]
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.machine import measuring
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.log_probs import token_log_probs
 
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--chunk-tokens", type=int, nargs="+", default=[MegatronConfig().log_prob_chunk_tokens])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    write = measuring()
     torch.set_num_threads(1)
     found = [measure(arguments.tokens, arguments.vocab_size, chunk) for chunk in arguments.chunk_tokens]
     for peaks in found:
@@ -109,7 +110,7 @@ def main() -> None:
         )
     if arguments.json:
         rows = [asdict(p) | {"forward_ratio": p.forward_ratio, "ratio": p.ratio} for p in found]
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write(arguments.json, rows)
 
 
 if __name__ == "__main__":

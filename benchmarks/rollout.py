@@ -1,6 +1,7 @@
 """Tokens per second of the embedded engine, beside a bare loop and beside transformers' own `generate`.
 
-    python benchmarks/rollout.py [--model demo|smollm] [--dtype float32|bfloat16] [--threads N] [--clock wall|cpu]
+    python -m benchmarks.rollout [--model demo|smollm] [--dtype float32|bfloat16] [--threads N] [--clock wall|cpu]
+        [--json FILE]
 
 All contestants decode the same random model and the same prompts, and are measured in turns, best of `--repeats`:
 
@@ -22,6 +23,7 @@ slower), or at every eighth of it (5 % slower); batches of 64 instead of 256 (30
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from torch import Tensor
 from transformers import LlamaConfig, Qwen3Config, StaticCache
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from benchmarks.machine import measuring
 from opd_trainer.rollout.config import EmbeddedRollout
 from opd_trainer.rollout.embedded import decoder
 from opd_trainer.rollout.embedded.shape import DecoderShape
@@ -182,7 +185,8 @@ def count_tokens(responses: Tensor, eos: int | None) -> int:
     return int(((ended == 0) | ((responses == eos) & (ended == 1))).sum())
 
 
-def compare(title: str, contestants: dict[str, Callable[[], int]], settings: argparse.Namespace) -> None:
+def compare(title: str, contestants: dict[str, Callable[[], int]], settings: argparse.Namespace) -> dict[str, float]:
+    """Tokens per second of each, the best of its rounds."""
     clock = time.process_time if settings.clock == "cpu" else time.perf_counter
     best = dict.fromkeys(contestants, 0.0)
     for _ in range(settings.repeats):
@@ -194,6 +198,7 @@ def compare(title: str, contestants: dict[str, Callable[[], int]], settings: arg
     print(title)
     for name, speed in best.items():
         print(f"  {name:18} {speed:10.0f} tokens/s   engine / this {best['engine'] / speed:6.2f}")
+    return best
 
 
 def main() -> None:
@@ -203,7 +208,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--json", type=Path)
     settings = parser.parse_args()
+    write = measuring()
     torch.set_num_threads(settings.threads)
     config, prompts, siblings, response = WORKLOADS[settings.model]
     torch.manual_seed(0)
@@ -215,14 +222,18 @@ def main() -> None:
         "transformers loop": transformers_loop(model, even, response),
         "generate": generate(model, even, response, None),
     }
-    compare(f"{settings.model}, {settings.dtype}: {len(even)} responses of {response} tokens", fixed, settings)
+    title = f"{settings.model}, {settings.dtype}: {len(even)} responses of {response} tokens"
+    found = {"fixed": compare(title, fixed, settings)}
     if settings.model == "demo":
         mixed = make_requests(config, prompts, siblings, 8, 16)
         free = {
             "engine": engine(model, mixed, 2 * response, (EOS,)),
             "generate": generate(model, mixed, 2 * response, EOS),
         }
-        compare(f"demo, {settings.dtype}: {len(mixed)} responses that end by themselves", free, settings)
+        title = f"demo, {settings.dtype}: {len(mixed)} responses that end by themselves"
+        found["free"] = compare(title, free, settings)
+    if settings.json:
+        write(settings.json, found)
 
 
 if __name__ == "__main__":

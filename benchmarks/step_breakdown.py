@@ -6,7 +6,6 @@ Runs `launch.py` with the overrides (the demo without any). Shares are of the me
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import measuring
 from opd_trainer.tracking.files import METRICS, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,13 +63,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
+    write = measuring()
     with tempfile.TemporaryDirectory() as folder:
         rows, start_s = run(arguments.overrides, Path(folder) / "run")
     found = {"overrides": arguments.overrides, "start_s": start_s, **breakdown(rows)}
     for name, value in found.items():
         print(f"{name:<14}{value:.3f}" if isinstance(value, float) else f"{name:<14}{' '.join(value)}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        write(arguments.json, found)
 
 
 if __name__ == "__main__":

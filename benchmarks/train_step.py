@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from benchmarks.machine import measuring
 from opd_trainer.loss.nll import NegativeLogLikelihood
 from opd_trainer.megatron.micro_batch import Scoring, prepare
 from opd_trainer.megatron.packing import plan
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    write = measuring()
     torch.set_num_threads(1)
     rounds, few = arguments.rounds, max(2, arguments.rounds // 3)
     with tempfile.TemporaryDirectory() as name:
@@ -209,12 +211,12 @@ def main() -> None:
             "vocabulary": functools.partial(by_vocabulary, folder / "vocabulary", few),
             "two_processes": functools.partial(two_processes, folder, rounds),
         }
-        found: dict[str, Any] = {"torch": torch.__version__, "device": "cpu"}
+        found: dict[str, Any] = {}
         for title, part in parts.items():
             found[title] = part()
             print(f"{title}: {json.dumps(found[title])}", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        write(arguments.json, found)
 
 
 if __name__ == "__main__":
