@@ -42,7 +42,8 @@ def test_flash_attention_equals_padded_attention_with_gradients(key_heads: int):
     total = int(lengths.sum())
     bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     plan = plan_blocks(lengths, lengths, CUDA)
-    slots = torch.cat([start + torch.arange(n) for start, n in zip(plan.query_starts, lengths, strict=True)]).to(CUDA)
+    starts = zip(plan.query_starts.tolist(), lengths.tolist(), strict=True)
+    slots = torch.cat([start + torch.arange(length) for start, length in starts]).to(CUDA)
     packed = Packed(slots, slots, bounds.int().to(CUDA), int(lengths.max()), slots)
     inputs = [
         torch.randn(total, heads, 32, device=CUDA).bfloat16().requires_grad_() for heads in (4, key_heads, key_heads)
