@@ -31,6 +31,7 @@ KEPT = (
     "step",
     "eval/heldout/pass@1",
     "eval/reverse_kl",
+    "eval/gsm8k/reference_nll",
     "opd/reverse_kl",
     "rollout/reward",
     "rollout/response_length/mean",
@@ -38,6 +39,11 @@ KEPT = (
     "opd/masked_fraction",
     "train/rollout_log_prob_diff",
     "perf/step_time",
+    "perf/rollout_time",
+    "perf/teacher_time",
+    "perf/train_time",
+    "perf/sync_time",
+    "perf/tokens_per_s",
 )
 """Metrics that are kept; all seventy of them would be ten times as much."""
 COMMON = ("eval.every=10",)
