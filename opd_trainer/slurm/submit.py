@@ -16,6 +16,7 @@ from opd_trainer.slurm.job import RunInJob
 from opd_trainer.slurm.queue import (
     MAY_RETURN,
     ON_ITS_WAY,
+    UNREACHABLE,
     Ended,
     Outcome,
     State,
@@ -28,6 +29,8 @@ from opd_trainer.slurm.queue import (
 SOONEST_POLL_S, LATEST_POLL_S = 0.5, 15.0
 RETURN_S = 10.0
 """How long after it has ended SLURM may take to put a job back into the queue."""
+OUTAGE_S = 1800.0
+"""How long SLURM may not answer before the wait for a job ends: its controller may be started anew."""
 FOLDER = "slurm"
 """Below the directory of a run, or of a sweep: logs, scripts and the code of jobs."""
 
@@ -168,7 +171,7 @@ def wait(jobs: Sequence[Submitted], sleep: Callable[[float], None] = time.sleep)
     """Waits until all have ended, telling what happens to them; the order is that of `jobs`."""
     known: dict[str, State] = {}
     done: dict[str, Ended] = {}
-    returning: dict[str, float] = {}
+    doubtful: dict[str, float] = {}
     pause = SOONEST_POLL_S
     while len(done) < len(jobs):
         left = [job for job in jobs if job.id not in done]
@@ -180,10 +183,11 @@ def wait(jobs: Sequence[Submitted], sleep: Callable[[float], None] = time.sleep)
         for job in left:
             state = known[job.id].name
             if state in ON_ITS_WAY:
-                returning.pop(job.id, None)
-            elif state not in MAY_RETURN or time.monotonic() > returning.setdefault(
-                job.id, time.monotonic() + RETURN_S
-            ):
+                doubtful.pop(job.id, None)
+                continue
+            patience = RETURN_S if state in MAY_RETURN else OUTAGE_S if state == UNREACHABLE else 0.0
+            now = time.monotonic()
+            if now >= doubtful.setdefault(job.id, now) + patience:
                 done[job.id] = ended(job, state)
         if len(done) < len(jobs):
             sleep(pause)

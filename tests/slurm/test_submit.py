@@ -13,7 +13,7 @@ from opd_trainer.slurm import queue as slurm_queue
 from opd_trainer.slurm import submit as slurm_submit
 from opd_trainer.slurm.code import code_lines, freeze_code
 from opd_trainer.slurm.config import SlurmQueue
-from opd_trainer.slurm.queue import GONE, Outcome, State, Submitted, cpus_of_nodes, ended, states
+from opd_trainer.slurm.queue import GONE, UNREACHABLE, Outcome, State, Submitted, cpus_of_nodes, ended, states
 from opd_trainer.slurm.submit import failure, wait
 
 
@@ -26,11 +26,12 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def answers(folder: Path, name: str, text: str) -> None:
-    """Makes a program that prints `text`."""
+def answers(folder: Path, name: str, text: str, *, error: str = "") -> None:
+    """Makes a program that prints `text`, or fails with `error`."""
     (folder / f"{name}.txt").write_text(text)
     program = folder / name
-    program.write_text(f"#!/bin/sh\ncat '{folder}/{name}.txt'\n")
+    ending = f"echo '{error}' >&2; exit 1" if error else "exit 0"
+    program.write_text(f"#!/bin/sh\ncat '{folder}/{name}.txt'\n{ending}\n")
     program.chmod(0o755)
 
 
@@ -48,6 +49,14 @@ def test_states_come_from_squeue_and_then_from_sacct(programs: Path) -> None:
         "8": "cancelled",
         "9": GONE.lower(),
     }
+
+
+def test_a_controller_that_does_not_answer_has_forgotten_no_job(programs: Path) -> None:
+    answers(programs, "sacct", "", error="Slurm accounting storage is disabled")
+    answers(programs, "squeue", "", error="slurm_load_jobs error: Unable to contact slurm controller")
+    assert states(["7"]) == {"7": State(UNREACHABLE)}
+    answers(programs, "squeue", "", error="slurm_load_jobs error: Invalid job id specified")
+    assert states(["7"]) == {"7": State(GONE)}
 
 
 def test_a_result_is_read_and_a_traceback_too(tmp_path: Path) -> None:
@@ -74,8 +83,8 @@ def test_a_killed_job_shows_the_end_of_its_log(tmp_path: Path) -> None:
     assert "line 10\n" not in end.said
 
 
-def test_waiting_survives_a_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = iter(["PENDING", "RUNNING", "NODE_FAIL", "PENDING", "RUNNING", "COMPLETED"])
+def test_waiting_survives_a_requeue_and_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = iter(["PENDING", "RUNNING", "NODE_FAIL", "PENDING", "RUNNING", "UNREACHABLE", "RUNNING", "COMPLETED"])
     monkeypatch.setattr(slurm_submit, "states", lambda ids: {job_id: State(next(script)) for job_id in ids})
     job = submitted(tmp_path)
     job.result.write_bytes(pickle.dumps(("success", None)))
@@ -83,11 +92,15 @@ def test_waiting_survives_a_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert end.outcome is Outcome.done
 
 
-def test_a_node_failure_without_a_requeue_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_submit, "RETURN_S", 0.05)
-    monkeypatch.setattr(slurm_submit, "states", lambda ids: {job_id: State("NODE_FAIL") for job_id in ids})
+@pytest.mark.parametrize(("state", "patience"), [("NODE_FAIL", "RETURN_S"), ("UNREACHABLE", "OUTAGE_S")])
+def test_a_job_that_does_not_come_back_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, patience: str
+) -> None:
+    monkeypatch.setattr(slurm_submit, patience, 0.05)
+    monkeypatch.setattr(slurm_queue, "RESULT_DELAY_S", 0.05)
+    monkeypatch.setattr(slurm_submit, "states", lambda ids: {job_id: State(state) for job_id in ids})
     (end,) = wait([submitted(tmp_path)], sleep=lambda seconds: None)
-    assert (end.state, end.outcome) == ("NODE_FAIL", Outcome.failed)
+    assert (end.state, end.outcome) == (state, Outcome.failed)
 
 
 def test_more_than_a_partition_has_is_refused(programs: Path) -> None:
