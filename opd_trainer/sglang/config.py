@@ -31,6 +31,8 @@ class LaunchConfig:
     """Make a sample depend on its request and the weights alone (deterministic inference); slower. GPU only."""
     start_timeout_s: float = 900.0
     """Limit on loading the model, seconds."""
+    hang_after_s: float = 300.0
+    """A server that has not answered for so long counts as dead, and is killed, seconds."""
     max_restarts: int = 3
     """How often each server is started again after it died, >= 0."""
     args: list[str] = field(default_factory=list)

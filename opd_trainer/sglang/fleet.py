@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from opd_trainer.errors import OpdError
+from opd_trainer.cluster.rendezvous import free_port
 from opd_trainer.sglang.command import Purpose, server_command, server_environment
 from opd_trainer.sglang.config import LaunchConfig
 from opd_trainer.sglang.endpoints import base_url
-from opd_trainer.sglang.server import ManagedServer, ServerSpec, free_port
+from opd_trainer.sglang.server import ManagedServer, ServerSpec
 
 
 class Fleet:
@@ -51,6 +51,7 @@ class Fleet:
                     environment=server_environment(devices, gpu=gpu),
                     log=log_dir / f"{name}-{number}.log",
                     start_timeout_s=config.start_timeout_s,
+                    hang_after_s=config.hang_after_s,
                     max_restarts=config.max_restarts,
                 )
             )
@@ -69,7 +70,7 @@ class Fleet:
         """
         try:
             await asyncio.gather(*(server.start() for server in self.servers.values()))
-        except (OpdError, asyncio.CancelledError):
+        except BaseException:
             await self.close()
             raise
 

@@ -15,6 +15,7 @@ import aiohttp
 
 from opd_trainer.cluster import die_with_parent
 from opd_trainer.errors import WorkerError
+from opd_trainer.sglang.watch import Watch
 
 STOP_S = 20.0
 """How long a server may take to end after SIGTERM before it is killed."""
@@ -35,6 +36,7 @@ class ServerSpec:
         environment: added to ours.
         log: file that its output is appended to.
         start_timeout_s: limit until it is healthy.
+        hang_after_s: how long it may not answer before it counts as dead.
         max_restarts: starts after the first.
     """
 
@@ -44,6 +46,7 @@ class ServerSpec:
     environment: Mapping[str, str]
     log: Path
     start_timeout_s: float
+    hang_after_s: float
     max_restarts: int
 
 
@@ -60,6 +63,8 @@ class ManagedServer:
         self.num_restarts = 0
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: Watch | None = None
+        self._closed = False
         self._lock = asyncio.Lock()
 
     @property
@@ -79,13 +84,14 @@ class ManagedServer:
             WorkerError: the port is taken, it died or was not ready in time; its last lines are quoted.
         """
         async with self._lock:
+            self._closed = False
             await self._start()
 
     async def ensure(self) -> bool:
         """Starts it again if it died; True when it did.
 
         Raises:
-            WorkerError: it died more often than allowed, or did not come back.
+            WorkerError: it died more often than allowed, did not come back, or was closed meanwhile.
         """
         async with self._lock:
             if self._process is None or await self._answers():
@@ -102,13 +108,15 @@ class ManagedServer:
             return True
 
     async def close(self) -> None:
-        """Ends it: SIGTERM, and SIGKILL when that does not help in time. Safe to call twice."""
+        """Ends it: SIGTERM, and SIGKILL when that does not help in time. Safe to call twice, and during `ensure`."""
+        self._closed = True
         process = self._process
         if process is None:
             return
         if process.poll() is None:
             # To the server alone, which ends its processes in order.
             process.terminate()
+            self._end_watch()
         deadline = self._clock() + STOP_S
         while process.poll() is None and self._clock() < deadline:
             await asyncio.sleep(0.05)
@@ -117,6 +125,8 @@ class ManagedServer:
 
     async def _start(self) -> None:
         spec = self.spec
+        if self._closed:
+            raise WorkerError(f"{spec.name} was closed, and is not started again")
         _check_free(spec)
         spec.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-I", str(die_with_parent.__file__), str(os.getpid()), *spec.command]
@@ -135,6 +145,7 @@ class ManagedServer:
         except BaseException:
             self._end()
             raise
+        self._watch = Watch(spec.url, spec.hang_after_s, self._hung)
 
     async def _until_free(self) -> None:
         """Waits for the port: of a group that was killed, members may hold it for a moment longer than its leader."""
@@ -179,8 +190,21 @@ class ManagedServer:
             f"{spec.name} was not ready within {spec.start_timeout_s:g} s; see {spec.log}\n{self._tail()}"
         )
 
+    def _hung(self) -> None:
+        """Called by the watch. Whoever waits for the server then sees it die, and has it started again."""
+        process, spec = self._process, self.spec
+        if process is not None and process.poll() is None:
+            print(f"{spec.name} has not answered for {spec.hang_after_s:g} s: it is killed; see {spec.log}", flush=True)
+            _kill_group(process.pid)
+
+    def _end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.end()
+
     def _end(self) -> None:
         """Kills what is left of the process and its children."""
+        self._end_watch()
         if self._process is not None:
             _kill_group(self._process.pid)
             self._process.wait()
@@ -189,13 +213,6 @@ class ManagedServer:
         lines = self.spec.log.read_text(encoding="utf-8", errors="replace").splitlines()
         # SGLang prints its whole configuration on one line.
         return "\n".join(line[:LOG_LINE_LENGTH] for line in lines[-LOG_TAIL_LINES:])
-
-
-def free_port(host: str) -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
 
 
 def _check_free(spec: ServerSpec) -> None:

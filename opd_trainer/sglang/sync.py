@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from opd_trainer.cluster.rendezvous import free_port
 from opd_trainer.errors import WorkerError
 from opd_trainer.sglang import process_group
 from opd_trainer.sglang.client import SglangClient
 from opd_trainer.sglang.endpoints import Endpoint
 from opd_trainer.sglang.failure import RequestFailed
-from opd_trainer.sglang.server import free_port
 from opd_trainer.sglang.shared_memory import handles
 
 Bucket = Sequence[tuple[str, Tensor]]

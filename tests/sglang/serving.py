@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from aiohttp import web
 
+from opd_trainer.cluster.rendezvous import free_port
 from opd_trainer.sglang.fake import application
 from opd_trainer.sglang.fake_model import TableModel
 from opd_trainer.sglang.fake_state import FakeState
-from opd_trainer.sglang.server import free_port
 from opd_trainer.types import Finish, Prompt, Request, Sample, Sampling
 
 VOCAB = 32

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from opd_trainer.cluster.rendezvous import free_port
 from opd_trainer.errors import WorkerError
 from opd_trainer.rollout.config import SglangRollout, SyncVia
 from opd_trainer.rollout.sglang.engine import SglangEngine, SglangSpec
 from opd_trainer.sglang.config import LaunchConfig
 from opd_trainer.sglang.fake_model import TableModel
 from opd_trainer.sglang.fleet import Fleet
-from opd_trainer.sglang.server import free_port
 from opd_trainer.teacher.config import SglangManagedTeacher
 from opd_trainer.teacher.sglang import SglangTeacher
 from opd_trainer.types import Sample, ScoreStatus, WeightStream
@@ -32,7 +33,7 @@ FAKE = "opd_trainer.sglang.fake"
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    return asyncio.run(asyncio.wait_for(work, 120))
+    return asyncio.run(asyncio.wait_for(work, 400))
 
 
 MODEL = Path(f"table:{VOCAB}:0")
@@ -40,7 +41,7 @@ MODEL = Path(f"table:{VOCAB}:0")
 
 
 def launch(**changes: Any) -> LaunchConfig:
-    return LaunchConfig(**{"module": FAKE, "start_timeout_s": 60.0, **changes})
+    return LaunchConfig(**{"module": FAKE, "start_timeout_s": 200.0, **changes})
 
 
 def stream(version: int) -> WeightStream:
@@ -51,7 +52,7 @@ def stream(version: int) -> WeightStream:
 
 
 def engine(run_dir: Path, via: SyncVia, **changes: Any) -> SglangEngine:
-    rollout = SglangRollout(launch=launch(**changes), sync_via=via, sync_timeout_s=30.0, timeout_s=60.0)
+    rollout = SglangRollout(launch=launch(**changes), sync_via=via, sync_timeout_s=100.0, timeout_s=100.0)
     return SglangEngine(
         SglangSpec(
             folder=MODEL,
@@ -98,7 +99,7 @@ def test_weights_reach_a_server_and_survive_its_death(tmp_path: Path, via: SyncV
 
 def test_a_managed_teacher_comes_back_from_the_dead(tmp_path: Path) -> None:
     async def work() -> None:
-        config = SglangManagedTeacher(launch=launch(servers=2), timeout_s=20.0)
+        config = SglangManagedTeacher(launch=launch(servers=2), timeout_s=100.0)
         fleet = Fleet.launch("teacher", str(MODEL), config.launch, tmp_path)
         teacher = SglangTeacher(config, fleet)
         await teacher.start()
@@ -135,6 +136,58 @@ def test_a_server_that_dies_too_often(tmp_path: Path) -> None:
     run(work())
 
 
+def test_a_server_that_says_nothing_is_killed_and_started_again(tmp_path: Path) -> None:
+    """Stopped, it lives, and its port takes connections."""
+
+    async def work() -> None:
+        fleet = Fleet.launch("rollout", str(MODEL), launch(hang_after_s=2.0), tmp_path)
+        await fleet.start()
+        (server,) = fleet.servers.values()
+        try:
+            assert server.pid is not None
+            # It may be silent for a while.
+            os.killpg(server.pid, signal.SIGSTOP)
+            await asyncio.sleep(0.5)
+            os.killpg(server.pid, signal.SIGCONT)
+            await asyncio.sleep(3.0)
+            assert not await fleet.ensure(server.spec.url)
+            os.killpg(server.pid, signal.SIGSTOP)
+            while server.alive:
+                await asyncio.sleep(0.05)
+            assert await fleet.ensure(server.spec.url)
+            assert fleet.num_restarts == 1
+        finally:
+            await fleet.close()
+
+    run(work())
+
+
+def test_a_server_that_is_closed_before_it_is_back_stays_closed(tmp_path: Path) -> None:
+    async def work() -> None:
+        fleet = Fleet.launch("rollout", str(MODEL), launch(), tmp_path)
+        await fleet.start()
+        (server,) = fleet.servers.values()
+        assert server.pid is not None
+        os.killpg(server.pid, signal.SIGKILL)
+        while server.alive:
+            await asyncio.sleep(0.01)
+        await server._until_free()
+        with socket.socket() as other:
+            # Whoever starts the server again has to wait for its port.
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", int(server.spec.url.rpartition(":")[2])))
+            other.listen()
+            starting = asyncio.ensure_future(fleet.ensure(server.spec.url))
+            await asyncio.sleep(0.2)
+            assert not starting.done()
+            await fleet.close()
+        with pytest.raises(WorkerError, match="was closed"):
+            await starting
+        assert not server.alive
+
+    run(work())
+
+
 def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
     fleet = Fleet.launch("rollout", str(tmp_path / "missing"), launch(), tmp_path)
     with pytest.raises(WorkerError, match=r"rollout server 0 died while starting(.|\n)*missing"):
@@ -142,8 +195,6 @@ def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
-    import socket
-
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -153,7 +204,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
             run(fleet.start())
 
 
-def ended(pid: int, limit_s: float = 10.0) -> bool:
+def ended(pid: int, limit_s: float = 60.0) -> bool:
     """Whether a process is gone, or waits to be reaped, within the limit."""
     deadline = time.monotonic() + limit_s
     path = Path(f"/proc/{pid}/cmdline")
@@ -176,7 +227,7 @@ async def main():
     fleet = Fleet.launch("t", {str(MODEL)!r}, LaunchConfig(module={FAKE!r}, port={port}), Path({str(tmp_path)!r}))
     await fleet.start()
     print(next(iter(fleet.servers.values())).pid, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 asyncio.run(main())
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as trainer:
@@ -188,9 +239,9 @@ asyncio.run(main())
 
 FAMILY = """
 import os, subprocess, time
-helper = subprocess.Popen(["sleep", "60"])
+helper = subprocess.Popen(["sleep", "600"])
 print(os.getpid(), helper.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 """A server with a process of its own, as SGLang's detokenizer is."""
 
@@ -203,7 +254,7 @@ import os, subprocess, sys, time
 from opd_trainer.cluster import die_with_parent
 command = [sys.executable, "-I", die_with_parent.__file__, str(os.getpid()), sys.executable, "-c", {FAMILY!r}]
 subprocess.Popen(command, start_new_session=True)
-time.sleep(60)
+time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", trainer], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

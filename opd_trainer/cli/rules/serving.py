@@ -49,6 +49,9 @@ def launches(config: Config, named: Named) -> Iterator[Problem]:
             if value < smallest:
                 why = f"the smallest value that makes sense is {smallest}"
                 yield Problem(f"{key}.{name}", str(value), why, f"Set {key}.{name}={smallest} or more")
+        if not launch.hang_after_s > 0:
+            why, fix = "a server needs time to answer", f"Set {key}.hang_after_s=300"
+            yield Problem(f"{key}.hang_after_s", f"{launch.hang_after_s:g}", why, fix)
         needed = launch.servers * launch.tensor_parallel
         if launch.devices and len(launch.devices) < needed:
             why = f"{launch.servers} servers of {launch.tensor_parallel} GPUs each need {needed}"
