@@ -106,8 +106,8 @@ class SglangTeacher:
         )
 
     def metrics(self) -> Metrics:
-        """Since the last call: outcomes, seconds per scored sample, share of cached tokens, retries, restarts, and how
-        far its candidates are those of the engine.
+        """Since the last call: outcomes, seconds per scored sample, share of cached tokens, retries, and how far its
+        candidates are those of the engine; teacher/restarts since the servers were launched.
 
         Raises:
             TeacherError: more samples failed than `max_failed_fraction` allows.

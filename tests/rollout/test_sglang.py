@@ -10,6 +10,7 @@ from torch import Tensor
 
 from opd_trainer.errors import OpdError, WorkerError
 from opd_trainer.rollout.config import SglangRollout, SyncVia
+from opd_trainer.rollout.sglang import requests as requests_module
 from opd_trainer.rollout.sglang.engine import SglangEngine, SglangSpec
 from opd_trainer.sglang.fake_model import TableModel
 from opd_trainer.sglang.faults import Fault
@@ -20,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    return asyncio.run(asyncio.wait_for(work, 60))
+    return asyncio.run(asyncio.wait_for(work, 300))
 
 
 def table(version: int) -> Tensor:
@@ -186,6 +187,25 @@ def test_stragglers_are_aborted(tmp_path: Path, keep: bool) -> None:
                 assert sample.finish is (Finish.length if keep else Finish.abort)
                 assert 0 < len(sample.response) < 100
                 torch.testing.assert_close(sample.log_probs, log_probs(sample, 0))
+            await rollout.close()
+
+    run(work())
+
+
+def test_stragglers_that_still_wait_for_their_turn_are_aborted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests_module, "ABORT_GRACE_S", 1e9)
+    monkeypatch.setattr(requests_module, "ABORT_AGAIN_S", 0.2)
+
+    async def work() -> None:
+        async with fake(token_s=0.5) as server:
+            rollout = engine(tmp_path, server, straggler_after_s=0.1, concurrency=1, timeout_s=300.0)
+            await rollout.start()
+            await rollout.load(stream(0))
+            samples = await collect(rollout, 3, sampling(max_response_tokens=2000))
+            assert Counter(sample.prompt.id for sample in samples) == Counter(f"p{n}" for n in range(3))
+            assert server.state.calls.count("/abort_request") > 1
             await rollout.close()
 
     run(work())

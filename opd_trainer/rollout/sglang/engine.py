@@ -152,7 +152,7 @@ class SglangEngine:
         await asyncio.gather(*(self._resume(endpoint, WEIGHTS, CACHE) for endpoint in self.client.pool.endpoints))
 
     def metrics(self) -> Metrics:
-        """rollout/retries, rollout/restarts and rollout/unanswered since the last call."""
+        """rollout/retries and rollout/unanswered since the last call, rollout/restarts since the start."""
         metrics = Metrics().put("rollout/retries", self.client.num_retries)
         metrics.put("rollout/restarts", self._fleet.num_restarts).put("rollout/unanswered", self._failed)
         self.client.num_retries = self._failed = 0

@@ -15,6 +15,8 @@ from opd_trainer.types import Finish, Request, Sample, Sampling, ScoreStatus
 
 ABORT_GRACE_S = 15.0
 """How long an aborted request may take to return what it has."""
+ABORT_AGAIN_S = 1.0
+"""Between orders to abort: requests that waited for their turn, or are tried again, reach a server after the first."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,24 +51,25 @@ class Batch:
             WorkerError: a server refused a request: every other would be refused as well.
         """
         loop = asyncio.get_running_loop()
-        deadline = None if self.straggler_after_s is None else loop.time() + self.straggler_after_s
+        late = None if self.straggler_after_s is None else loop.time() + self.straggler_after_s
+        abort_at = late
         tasks = {asyncio.ensure_future(self._one(request)): request for request in requests}
         pending = set(tasks)
         aborted = False
         try:
             while pending:
-                left = None if deadline is None else max(deadline - loop.time(), 0.0)
+                left = None if abort_at is None else max(abort_at - loop.time(), 0.0)
                 done, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     yield task.result()
-                if deadline is None or not pending or loop.time() < deadline:
+                if late is None or abort_at is None or not pending or loop.time() < abort_at:
                     continue
-                if aborted:
+                if loop.time() > late + ABORT_GRACE_S:
                     for task in pending:
                         yield self._empty(tasks[task])
                     return
                 await self._abort_all()
-                aborted, deadline = True, loop.time() + ABORT_GRACE_S
+                aborted, abort_at = True, loop.time() + ABORT_AGAIN_S
         finally:
             for task in pending:
                 task.cancel()
