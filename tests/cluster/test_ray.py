@@ -70,7 +70,7 @@ numbers = itertools.count()
 
 def group(session, factory=None, size=2, cpus=1.0, gpus=0.0, **changes):
     demand = Demand(f"trainer {next(numbers)}", size, cpus, gpus)
-    return RayGroup(session, factory or make_factory(), demand, **{"timeout_s": 60.0, **changes})
+    return RayGroup(session, factory or make_factory(), demand, **{"timeout_s": 300.0, **changes})
 
 
 class Worker:
@@ -171,7 +171,7 @@ def test_ray_groups(monkeypatch):
             group(session, make_factory(RuntimeError("no memory"))).start(),
         )
 
-        slow = group(session, timeout_s=20.0)
+        slow = group(session, timeout_s=300.0)
         await slow.start()
         slow._timeout_s = 0.5
         await expect(WorkerError, "no answer to sleep within 0.5 s", slow.call("sleep", 30))

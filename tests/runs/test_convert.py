@@ -140,7 +140,7 @@ def test_a_defect_of_the_writer_is_found_and_nothing_is_left(
 
 def over_two_ranks(rank: int, world_size: int, rendezvous: str, folders: tuple[Path, Path]) -> Any:
     source, target = folders
-    layouts = [MegatronConfig(tensor_parallel=2, timeout_s=60), MegatronConfig(pipeline_parallel=2, timeout_s=60)]
+    layouts = [MegatronConfig(tensor_parallel=2, timeout_s=300), MegatronConfig(pipeline_parallel=2, timeout_s=300)]
     found = []
     for number, layout in enumerate(layouts):
         kind = CheckpointKind.torch_dist if number == 0 else CheckpointKind.huggingface

@@ -23,7 +23,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(small: Path) -> Path:
     output = small / "uninterrupted"
     process = start(small, output, *distil(small), *STEPS)
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed
     return output
 
@@ -48,7 +48,7 @@ def killed(small: Path, output: Path, group: str, *overrides: str) -> tuple[int,
         time.sleep(0.01)
     os.kill(int(worker[1]), signal.SIGKILL)
     began = time.monotonic()
-    rest, _ = process.communicate(timeout=300)
+    rest, _ = process.communicate(timeout=900)
     return process.returncode, printed + rest, time.monotonic() - began
 
 

@@ -89,7 +89,7 @@ def test_servers_generate_during_the_update(small: Path, uninterrupted: Path) ->
     output = small / "served"
     servers = ("rollout=sglang", "rollout.launch.module=opd_trainer.sglang.fake", "eval.teacher=false")
     process = start(small, output, *distil(small), *MODE, *servers)
-    printed, _ = process.communicate(timeout=400)
+    printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed
     assert list(column(output, "rollout/staleness")) == [0, 1, 1, 1, 1, 1]
     gaps = list(column(output, "train/rollout_log_prob_diff"))

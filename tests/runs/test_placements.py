@@ -33,7 +33,7 @@ def test_a_dedicated_teacher_in_a_layout_of_its_own_is_the_same_but_for_rounding
     output = small / "dedicated"
     cluster = ("cluster.num_workers=1", "cluster.cpus_per_worker=0.25")
     process = start(small, output, *distil(small), *DEDICATED, *cluster)
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed
     for ours, theirs in zip(steps(output), steps(resident), strict=True):
         for name in ("train/loss", "train/grad_norm", "opd/reverse_kl", "opd/teacher_log_prob", "rollout/log_prob"):
@@ -60,7 +60,7 @@ def test_a_teacher_that_is_the_student_is_a_loud_warning(small: Path, tmp_path: 
     told = {}
     for name in ("student", "teacher"):
         process = start(small, tmp_path / name, *distil(small, name), "steps=2")
-        told[name], _ = process.communicate(timeout=300)
+        told[name], _ = process.communicate(timeout=900)
         assert process.returncode == 0, told[name]
     assert told["student"].count("THE TEACHER CANNOT BE TOLD FROM THE STUDENT") == 1
     assert "CANNOT BE TOLD" not in told["teacher"]

@@ -16,7 +16,7 @@ def test_ray_with_two_training_workers_gives_the_numbers_of_one_process(small: P
     outputs = {name: small / name for name in ("inprocess", "ray")}
     for name, output in outputs.items():
         process = start(small, output, *distil(small), f"cluster={name}", "steps=2")
-        printed, _ = process.communicate(timeout=300)
+        printed, _ = process.communicate(timeout=900)
         assert process.returncode == 0, printed
     for metric in ("train/loss", "train/grad_norm", "opd/reverse_kl"):
         ours, theirs = (list(column(output, metric)) for output in outputs.values())

@@ -71,7 +71,7 @@ def test_a_run_joins_the_ray_at_an_address(small: Path, somebody_elses: dict[str
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "placement: 1 node, colocate" in done.stdout
@@ -89,7 +89,7 @@ def test_a_ray_job_runs_on_the_ray_that_it_was_submitted_to(small: Path, somebod
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "placement: 1 node, colocate" in done.stdout
@@ -97,6 +97,6 @@ def test_a_ray_job_runs_on_the_ray_that_it_was_submitted_to(small: Path, somebod
     # Nothing of the run stays on it, and it goes on.
     look = "import ray; ray.init(log_to_driver=False); print(ray.available_resources()['CPU'])"
     left = subprocess.run(
-        [sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=False, timeout=400
     )
     assert left.stdout.strip() == "2.0", left.stderr

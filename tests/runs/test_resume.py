@@ -19,7 +19,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(small: Path) -> Path:
     output = small / "uninterrupted"
     process = start(small, output, *distil(small), *STEPS)
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed
     return output
 
@@ -60,7 +60,7 @@ def test_a_run_of_one_process_goes_on_with_two_tensor_parallel_workers_and_anoth
     killed(small, output, 3)
     elsewhere = ("cluster=ray", "cluster.num_workers=2", "megatron.tensor_parallel=2", "teacher=offload")
     process = start(small, output, *distil(small), *STEPS, *elsewhere, "resume=auto")
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed
     ours, theirs = steps(output), steps(uninterrupted)
     assert ours[:2] == theirs[:2]

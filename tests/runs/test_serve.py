@@ -47,7 +47,7 @@ def test_a_run_learns_from_a_teacher_that_another_command_serves(small: Path, tm
         assert len(urls) == 2
         assert all(answers(url) for url in urls)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
         assert not any(answers(url) for url in urls)
     finally:
         process.kill()
@@ -62,7 +62,7 @@ def test_a_students_server_is_started_again(small: Path, tmp_path: Path) -> None
         url = command[1].removesuffix("/generate")
         body = {"input_ids": [3, 4, 5], "sampling_params": {"max_new_tokens": 4}}
         request = urllib.request.Request(f"{url}/generate", data=json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             assert json.load(response)["meta_info"]["completion_tokens"] >= 1
         port = url.rpartition(":")[2]
         found = subprocess.run(
@@ -72,7 +72,7 @@ def test_a_students_server_is_started_again(small: Path, tmp_path: Path) -> None
         lines_until(process, "started again")
         assert answers(url)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
         assert not answers(url)
     finally:
         process.kill()

@@ -24,7 +24,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         async with fake(make_model=lambda: TransformersModel(folder), model_path=str(folder)) as server:
             return await asyncio.to_thread(talk, server.url)
 
-    return asyncio.run(asyncio.wait_for(work(), 60))
+    return asyncio.run(asyncio.wait_for(work(), 300))
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def stream(folder: Path, version: int, size: int = 8) -> WeightStream:
 def engine(
     folder: Path, run_dir: Path, fleet: Fleet | None = None, *, has_weights: bool = True, **changes: Any
 ) -> SglangEngine:
-    settings: dict[str, Any] = {"launch": launch(), "sync_timeout_s": 60.0, "timeout_s": 120.0, **changes}
+    settings: dict[str, Any] = {"launch": launch(), "sync_timeout_s": 200.0, "timeout_s": 300.0, **changes}
     return SglangEngine(
         SglangSpec(
             folder=folder,
@@ -222,7 +222,7 @@ def test_long_prompts_and_200_requests_at_once(server: Fleet, folder: Path) -> N
     samples = [sample(number, 30, 440 if number % 20 == 0 else 6) for number in range(200)]
 
     async def work() -> list[Sample]:
-        teacher = SglangTeacher(SglangExternalTeacher(concurrency=200, timeout_s=120.0), Fleet(server.urls))
+        teacher = SglangTeacher(SglangExternalTeacher(concurrency=200, timeout_s=300.0), Fleet(server.urls))
         await teacher.start()
         try:
             await teacher.preflight()

@@ -53,12 +53,12 @@ def test_a_served_student_takes_text(small: Path, tmp_path: Path) -> None:
         request = urllib.request.Request(
             command[1], data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=120) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             answer = json.load(response)
         assert answer["meta_info"]["prompt_tokens"] == 4
         assert isinstance(answer["text"], str)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 0
+        assert process.wait(timeout=300) == 0
     finally:
         process.kill()
         process.communicate()

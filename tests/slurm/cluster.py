@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
-START_S = 60.0
+START_S = 300.0
 
 
 @dataclass
@@ -148,7 +148,7 @@ class SlurmTestCluster:
         """A job's state."""
         return self.show(job).get("JobState", "")
 
-    def until(self, job: str, *wanted: str, timeout_s: float = 120.0) -> str:
+    def until(self, job: str, *wanted: str, timeout_s: float = 600.0) -> str:
         """Waits until a job has one of the states."""
         deadline = time.monotonic() + timeout_s
         while (now := self.state(job)) not in wanted:
