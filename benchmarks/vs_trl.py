@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.held_out_kl import held_out_kl
+from benchmarks.machine import measuring
 from benchmarks.process_memory import watch
 from opd_trainer.data.stream import PromptStream
 from opd_trainer.model.folder import EXPORTED
@@ -135,6 +136,7 @@ def overrides(options: argparse.Namespace, kind: str, data: Path, output: Path) 
         f"megatron.optimizer.lr={options.lr}",
         *(f"megatron.optimizer.{name}={value}" for name, value in OPTIMIZER.items()),
         "eval.every=0",
+        "eval.teacher=false",
         "checkpoint.every=0",
         f"output_dir={output}",
         *options.override,
@@ -268,9 +270,6 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     print(table(sides, reverse_kl))
     return {
         "settings": {name: value for name, value in vars(options).items() if isinstance(value, int | float | str)},
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
-        "torch": torch.__version__,
         "sides": {
             name: {"median": side.medians(), "peak_gib": side.peak_gib, "steps": side.steps, **side.details}
             for name, side in sides.items()
@@ -280,13 +279,13 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = parse()
+    options, write = parse(), measuring()
     with tempfile.TemporaryDirectory() as folder:
         work = options.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
         found = compare(options, work.resolve())
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write(options.json, found)
 
 
 if __name__ == "__main__":

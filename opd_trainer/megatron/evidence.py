@@ -4,14 +4,14 @@ likeliest tokens agree.
 m = tokens whose prediction this rank's model output is, P = columns of this rank's part of the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed import ReduceOp
-from torch.utils.checkpoint import checkpoint
 
 from opd_trainer.megatron.build import MegatronModel
 from opd_trainer.megatron.micro_batch import MicroBatch, Scoring, forward_only
@@ -82,8 +82,8 @@ def divergences(
 ) -> Tensor:
     """f32[m], the divergence of the student's distributions from the teachers', 0 where no teacher scored.
 
-    Positions are computed in chunks, and computed again in the backward pass: only one chunk of either model is in
-    fp32 at a time.
+    Positions are computed in chunks, each with its gradient: only one chunk of either model is in fp32 at a time, and
+    the backward pass computes nothing anew.
 
     Args:
         model: the student.
@@ -101,41 +101,77 @@ def divergences(
             continue
         rows = torch.searchsorted(micro_batch.own, scores.tokens)
         common = min(model.architecture.vocab_size, distribution.vocab_size)
-        pieces = []
-        for start in range(0, len(rows), scoring.chunk_tokens):
-            piece = slice(start, start + scoring.chunk_tokens)
-            chunk = partial(_chunk, distribution=distribution, rows=piece, common=common)
-            pieces.append(
-                checkpoint(
-                    partial(chunk, shards=shards, divergence=divergence, temperature=scoring.temperature),
-                    logits[rows[piece]],
-                    micro_batch.targets[rows[piece]],
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            )
-        found = found.index_copy(0, rows, torch.cat(pieces).to(found.dtype))
+        chunk = partial(
+            _chunk,
+            sampled=micro_batch.targets[rows],
+            distribution=distribution,
+            common=common,
+            shards=shards,
+            divergence=divergence,
+            temperature=scoring.temperature,
+        )
+        found = found.index_copy(0, rows, ByRow.apply(logits, rows, chunk, scoring.chunk_tokens))
     return found
+
+
+class ByRow(torch.autograd.Function):
+    """f32[r], a function of each of some rows of logits, a chunk of them at a time, with the gradient of each row.
+
+    The gradient is kept in the dtype of the logits, of which it is as large as the part that is asked about; it becomes
+    the gradient of the logits, so that no more memory is needed at the peak than without it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, rows: Tensor, function: Callable[[Tensor, slice], Tensor], chunk_tokens: int
+    ) -> Tensor:
+        """`function` of `logits[rows]`, given which of the rows a chunk is."""
+        values = torch.empty(len(rows), device=logits.device)
+        gradient = logits.new_empty(len(rows), logits.shape[1])
+        for start in range(0, len(rows), chunk_tokens):
+            piece = slice(start, start + chunk_tokens)
+            with torch.enable_grad():
+                chunk = logits.detach()[rows[piece]].requires_grad_()
+                found = function(chunk, piece)
+                (gradient[piece],) = torch.autograd.grad(found.sum(), chunk)
+            values[piece] = found.detach()
+        ctx.rows, ctx.count, ctx.gradient = rows, len(logits), gradient
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Each row's gradient, times what arrives for its value. Once only: memory is used again."""
+        (grad_values,) = grads
+        gradient, ctx.gradient = ctx.gradient, None
+        assert gradient is not None, "the gradient was handed out before"
+        gradient.mul_(grad_values[:, None])
+        # A row that does not count must not matter even where its gradient is not finite.
+        gradient[grad_values == 0] = 0
+        if len(ctx.rows) < ctx.count:
+            gradient = gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, ctx.rows, gradient)
+        return gradient, None, None, None
 
 
 def _chunk(
     student: Tensor,
-    sampled: Tensor,
-    *,
-    distribution: Distribution,
     rows: slice,
+    *,
+    sampled: Tensor,
+    distribution: Distribution,
     common: int,
     shards: VocabularyShards,
     divergence: Divergence,
     temperature: float,
 ) -> Tensor:
-    """The divergence of some positions; ids that one of the models lacks take no probability in either."""
+    """The divergence of `rows` of the positions that a teacher scored; ids that one of the models lacks take no
+    probability in either.
+    """
     teacher = distribution.logits(rows)
     columns = min(student.shape[1], teacher.shape[1])
     own, theirs = (
         _without_padding(logits[:, :columns].float(), shards, common) / temperature for logits in (student, teacher)
     )
-    return divergence(own, theirs, sampled, shards)
+    return divergence(own, theirs, sampled[rows], shards)
 
 
 def overlaps(

@@ -109,6 +109,9 @@ class _TokenLogProbs(torch.autograd.Function):
         temperature, chunk_tokens, shard, entropy_gradient = ctx.settings
         grad_log_probs, grad_entropy = grads
         grad_logits = torch.zeros_like(logits)
+        if not entropy_gradient and not bool(grad_log_probs.any()):
+            # The loss is about other things, such as whole distributions: no pass over the vocabulary for nothing.
+            return grad_logits, None, None, None, None, None
         for rows in _chunks(len(logits), chunk_tokens):
             log_p = _scaled(logits[rows], temperature, shard) - lse[rows, None]
             p = log_p.exp()

@@ -169,3 +169,11 @@ def test_vocabulary_parallel_equals_dense(world_size):
         assert torch.allclose(torch.from_numpy(got_entropy), entropy, rtol=0, atol=1e-13)
     grad = torch.cat([torch.from_numpy(result[2]) for result in results], dim=1)
     assert torch.allclose(grad, logits.grad, rtol=0, atol=1e-13)
+
+
+def test_a_loss_about_other_things_passes_no_gradient() -> None:
+    logits = torch.tensor([[0.0, 1.0], [2.0, torch.inf]], requires_grad=True)
+    log_probs, _ = token_log_probs(logits, torch.tensor([0, 1]), temperature=1.0, vocab_size=2, chunk_tokens=8)
+    torch.where(torch.tensor([False, False]), log_probs, 1.0).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[0.0, 0.0], [0.0, 0.0]]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from opd_trainer.divergence.config import DivergenceConfig, DivergenceKind
 from opd_trainer.divergence.token import TokenDivergence
+from opd_trainer.megatron.evidence import ByRow
 from opd_trainer.megatron.huggingface import export_hf_weights
 from opd_trainer.megatron.spec import RankUpdate, WorkerSpec
 from opd_trainer.megatron.worker import MegatronWorker
@@ -200,3 +201,13 @@ def test_layouts_agree(folders: tuple[Path, Path], tmp_path: Path) -> None:
             for name, expected_gradient in gradient.items():
                 difference = float((exported[name] - expected_gradient).abs().max())
                 assert difference < 1e-5, f"{layout} {kind} {name}: {difference}"
+
+
+def test_rows_that_do_not_count_pass_no_gradient_however_wild_their_own() -> None:
+    logits = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], requires_grad=True)
+    scale = torch.tensor([1.0, torch.inf])
+    values = ByRow.apply(logits, torch.tensor([0, 2]), lambda x, rows: x.square().sum(-1) * scale[rows], 1)
+    assert values.tolist() == [5.0, torch.inf]
+    (2 * values.where(scale.isfinite(), 0.0)).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[4.0, 8.0], [0.0, 0.0], [0.0, 0.0]]
