@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sglang test-slurm check fix results estimators clean
+.PHONY: help setup demo test test-sglang test-slurm check fix results estimators performance clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ results: $(STAMP)  ## three seeds and the control runs into docs/results (about 
 estimators: $(STAMP)  ## the demo with every estimator and divergence into docs/results (half an hour on two cores)
 	$(BIN)/python -m benchmarks.estimators --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.divergences --jobs $(JOBS)
+
+performance: $(STAMP)  ## what a step costs against its floors, into docs/performance.md (ten minutes on two calm cores)
+	$(BIN)/python -m benchmarks.performance --measure
 
 clean:  ## remove the environment and caches; runs and checkpoints stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info

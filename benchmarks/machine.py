@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -37,13 +38,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def shortened(argument: str) -> str:
+    """An argument without the folders of a path on this machine, which say nothing elsewhere."""
+    return re.sub(r"(^|=)/(?:[^/=]+/)*([^/=]+)/?$", r"\1\2", argument)
+
+
 def measuring() -> Callable[[Path, Any], None]:
     """To be called before a measurement: what writes its figures with command, code, versions and machine."""
     before, start = machine(), datetime.now(UTC).isoformat(timespec="seconds")
 
     def write(path: Path, figures: Any) -> None:
         content = {
-            "command": " ".join(["python", *sys.orig_argv[1:]]),
+            "command": " ".join(["python", *map(shortened, sys.orig_argv[1:])]),
             "start": start,
             "git": git_state(Path(__file__).parents[1] / "launch.py"),
             "versions": package_versions(),

@@ -66,9 +66,9 @@ def main() -> None:
     write = measuring()
     with tempfile.TemporaryDirectory() as folder:
         rows, start_s = run(arguments.overrides, Path(folder) / "run")
-    found = {"overrides": arguments.overrides, "start_s": start_s, **breakdown(rows)}
+    found = {"start_s": start_s, **breakdown(rows)}
     for name, value in found.items():
-        print(f"{name:<14}{value:.3f}" if isinstance(value, float) else f"{name:<14}{' '.join(value)}")
+        print(f"{name:<14}{value:.3f}")
     if arguments.json:
         write(arguments.json, found)
 
