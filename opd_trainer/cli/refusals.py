@@ -139,6 +139,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "task=serve",
         "task=serve rollout=sglang rollout.urls=[http://host:30000]",
         "rollout=sglang rollout.launch.servers=0",
+        "rollout=sglang rollout.launch.hang_after_s=0",
         "rollout=sglang rollout.release_memory=true rollout.mode=one_step_off",
         "rollout=sglang rollout.max_parity_gap=0",
         "rollout=sglang rollout.launch.servers=2 rollout.launch.devices=['0']",
