@@ -1,6 +1,6 @@
 """Every hack that Megatron-core needs, most of them on a machine without a GPU, where alone they are active.
 
-Remove an entry once the oldest Megatron-core that we support no longer needs it. Version range of all: 0.16 to 0.19.
+Remove an entry once the oldest Megatron-core that we support no longer needs it. Version range of all: 0.16.
 """
 
 import contextlib
