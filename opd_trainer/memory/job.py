@@ -9,6 +9,7 @@ from opd_trainer.build.roster import DEFAULT_TEACHER, dedicated_layout, teachers
 from opd_trainer.build.vocabulary import Vocabulary
 from opd_trainer.cluster.config import RayCluster
 from opd_trainer.config import Config
+from opd_trainer.divergence.config import DivergenceKind
 from opd_trainer.megatron.config import MegatronConfig, Placement
 from opd_trainer.megatron.families.base import Architecture
 from opd_trainer.megatron.module import DTYPES
@@ -99,6 +100,8 @@ class Job:
         workers: the student's workers.
         longest: prompt and response, tokens.
         step_tokens: of all sequences of an optimizer step.
+        held_tokens: of their responses, those for which resident teachers keep hidden states until the student has
+            computed the divergence of both distributions.
         bucket_bytes: largest bucket of a weight sync.
         shares_process: whether engine and student are in one process.
         saves_behind: whether checkpoints are written from a copy while the run goes on.
@@ -115,6 +118,7 @@ class Job:
     workers: int
     longest: int
     step_tokens: int
+    held_tokens: int
     bucket_bytes: int
     shares_process: bool
     saves_behind: bool
@@ -130,7 +134,7 @@ def job_of(config: Config, vocabulary: Vocabulary) -> Job:
     rollout, task = config.rollout, config.task
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     tokens = rollout.prompts_per_step * rollout.samples_per_prompt * longest // config.loss.updates_per_rollout
-    frozen, apart, judged = (), (), None
+    frozen, apart, judged, held = (), (), None, 0
     trains, distils = not isinstance(task, EvaluateTask), not isinstance(task, EvaluateTask | SftTask)
     if isinstance(task, SftTask):
         tokens = task.batch_size * longest
@@ -138,6 +142,8 @@ def job_of(config: Config, vocabulary: Vocabulary) -> Job:
         frozen, apart = _frozen(config, rows), _apart(config)
         if config.opd.type is OpdType.megatron and config.eval.teacher:
             judged = _part(teacher_settings(config.teacher, config.model), rows)
+        if config.opd.divergence.kind is not DivergenceKind.sampled:
+            held = tokens * rollout.max_response_tokens // longest
     critic = critic_of(config, vocabulary) if distils else None
     on_ray = isinstance(config.cluster, RayCluster)
     return Job(
@@ -152,6 +158,7 @@ def job_of(config: Config, vocabulary: Vocabulary) -> Job:
         workers=config.cluster.num_workers if isinstance(config.cluster, RayCluster) else 1,
         longest=longest,
         step_tokens=tokens,
+        held_tokens=held,
         bucket_bytes=rollout.bucket_bytes,
         shares_process=not on_ray,
         saves_behind=config.checkpoint.async_save,

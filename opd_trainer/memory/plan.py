@@ -156,6 +156,8 @@ def _training(job: Job, stage: int, *, gpu: bool) -> Iterator[Item]:
         peaks = [_update_bytes(part, job, tokens, stage, size=sizes[name], gpu=gpu) for name, part in trained]
         yield Item("activations (estimate)", frozenset({Phase.update}), max(peak.activations for peak in peaks))
         yield Item("logits and their gradient", frozenset({Phase.update}), max(peak.logits for peak in peaks))
+    if last and job.held_tokens:
+        yield Item("teacher: hidden states of its distributions", frozenset({Phase.update}), _held_bytes(job))
     scored = [job.student, *job.frozen, *([job.critic] if job.critic else [])]
     passing = max(
         passing_bytes(part.architecture, layout, tokens, part.dtype)
@@ -191,6 +193,18 @@ def _beside(job: Job, stage: int) -> Iterator[Item]:
     if largest:
         yield Item("a model from its file to the host", frozenset({Phase.load}), largest)
         yield Item("weights of the model that scores", frozenset({Phase.score}), moving)
+
+
+def _held_bytes(job: Job) -> int:
+    """Hidden states that resident teachers keep of all micro-batches of a rank, which are scored before the first of
+    them trains; every tensor-parallel rank has whole ones."""
+    ranks = max(1, job.workers // (job.layout.tensor_parallel * job.layout.pipeline_parallel))
+    widths = [
+        model.architecture.hidden_size * BYTES[model.dtype]
+        for model in job.frozen
+        if model.placement is Placement.resident
+    ]
+    return -(-job.held_tokens // ranks) * max(widths, default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ def job(placement: Placement = Placement.resident, **changes) -> Job:
         "workers": 1,
         "longest": 2048,
         "step_tokens": 128 * 2048,
+        "held_tokens": 0,
         "bucket_bytes": 2**28,
         "shares_process": True,
         "saves_behind": False,
@@ -77,6 +78,18 @@ def test_placements_move_the_teacher():
     assert resident.host(Phase.update) == 0
     assert offload.device(Phase.score) == resident.device(Phase.score)
     assert swap.device(Phase.score) < offload.device(Phase.score)
+
+
+def test_distributions_that_are_compared_are_counted():
+    """A resident teacher keeps the hidden states of all responses of a rank, 4096 numbers of two bytes for a token."""
+    name, tokens = "teacher: hidden states of its distributions", 128 * 1024
+    alone = plan(job(held_tokens=tokens), gpu=True)
+    assert item(alone, name).device == tokens * 4096 * 2
+    assert item(alone, name).phases == {Phase.update}
+    shared = MegatronConfig(tensor_parallel=2, context_parallel=2)
+    split = plan(job(held_tokens=tokens, layout=shared, workers=8), gpu=True)
+    assert item(split, name).device == tokens * 4096 * 2 // 4
+    assert name not in [each.name for each in plan(job(), gpu=True).sites[0].items]
 
 
 def test_without_a_gpu_all_processes_share_the_host():
@@ -184,6 +197,14 @@ def test_preflight_runs_nothing_and_tells_the_plan(world: Path, tmp_path: Path, 
     for part in ("student: gradients", "teacher: weights", "engine: KV cache", "ready: prompts 64 of train"):
         assert part in told
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_divergence_of_whole_distributions_is_in_the_plan(world: Path, tmp_path: Path, capsys):
+    """Two responses for each of four prompts, twelve tokens, a width of 32, fp32."""
+    overrides = ("opd.divergence.kind=reverse_kl", "teacher=resident")
+    assert runs.launch(world, tmp_path, "task=preflight", *overrides, *runs.distil(world)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "hidden states of its distributions" in line]
+    assert f"{4 * 2 * 12 * 32 * 4 / 2**20:.1f} MiB" in line
 
 
 def test_preflight_of_another_machine_refuses(world: Path, tmp_path: Path, capsys):
