@@ -98,6 +98,21 @@ def test_a_coefficient_of_zero_trains_exactly_as_without_distillation(small: Pat
         assert all(with_zero[name] == without[name] for name in shared if name in without)
 
 
+def test_a_family_that_is_not_mapped_is_refused_with_what_helps(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((save_model(tmp_path / "gemma", 3) / "config.json").read_text())
+    (tmp_path / "gemma" / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
+    student = (f"model.load={tmp_path / 'gemma'}", "opd=off")
+    for name, overrides in (("teacher", distil(tmp_path, "gemma")), ("student", student)):
+        assert launch(small, tmp_path / name, *overrides) == 2
+        message = capsys.readouterr().err
+        assert "model_type is 'gemma2': Megatron models are built for llama, qwen2, qwen3, qwen3_moe" in message
+        assert "opd=sglang" in message
+        assert "docs/extending.md" in message
+        assert "Traceback" not in message
+
+
 def test_a_teacher_of_another_shape_needs_a_model_of_its_own(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

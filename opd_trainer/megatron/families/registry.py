@@ -33,7 +33,7 @@ def architecture_from_hf(config: Mapping[str, Any]) -> Architecture:
     known = ", ".join(family.model_type for family in FAMILIES.values())
     raise CheckpointError(
         f"config.json: model_type is {model_type!r}: Megatron models are built for {known}. "
-        f"Use one of these, or score the model on a server with opd=sglang"
+        f"Use one of these, score the model on a server with opd=sglang, or add its family (docs/extending.md)"
     )
 
 
