@@ -115,7 +115,7 @@ def weight_dtypes(directory: Path) -> set[torch.dtype]:
     Raises:
         CheckpointError: it cannot be read.
     """
-    found = {tensor.dtype for name, tensor in _tensors(directory).items() if not name.startswith(OPTIMIZER)}
+    found = {tensor.dtype for name, tensor in _tensors(directory).items() if OPTIMIZER not in name}
     return {dtype for dtype in found if dtype.is_floating_point}
 
 

@@ -15,6 +15,7 @@ from opd_trainer.megatron.families.base import Architecture
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OPTIMIZER = "optimizer."
+"""In the names of optimizer state; several optimizers, as mixtures of experts have them, may put a number before it."""
 
 NORMS = (
     ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
@@ -60,7 +61,7 @@ def naming_of(directory: Path, tensors: Mapping[str, Any], architecture: Archite
         CheckpointError: it holds no GPT model of Megatron-core.
         ShapeMismatch: its vocabulary is smaller than the model's.
     """
-    shapes = {name: tuple(tensor.global_shape) for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
+    shapes = {name: tuple(tensor.global_shape) for name, tensor in tensors.items() if OPTIMIZER not in name}
     embeddings = [name for name in shapes if name.endswith(EMBEDDING)]
     if not embeddings:
         raise CheckpointError(

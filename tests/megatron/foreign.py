@@ -58,10 +58,17 @@ def pad_vocabulary(source: Path, target: Path, rows: int) -> Path:
 
 
 def save_torch_dist(
-    runtime: MegatronRuntime, model: MegatronModel, folder: Path, metadata: Mapping[str, bool], iteration: str
+    runtime: MegatronRuntime,
+    model: MegatronModel,
+    folder: Path,
+    metadata: Mapping[str, bool],
+    iteration: str,
+    moments: str | None = None,
 ) -> Path:
-    """A torch_dist checkpoint below a marker; `metadata` chooses a version's names."""
+    """A torch_dist checkpoint below a marker; `metadata` chooses a version's names, `moments` is a prefix of fp32
+    optimizer state."""
     from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing import ShardedTensor
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
     directory = folder / iteration
@@ -72,6 +79,10 @@ def save_torch_dist(
     (module,) = model.modules
     with cpu_tensors(), inline_checkpoint_writer():
         state = {"model": module.sharded_state_dict(metadata=dict(metadata)), "iteration": 20}
+        if moments is not None:
+            weight = "embedding.word_embeddings.weight"
+            zeros = torch.zeros(module.get_parameter(weight).shape)
+            state["optimizer"] = ShardedTensor.from_rank_offsets(moments + weight, zeros, replica_id=0)
         strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
         dist_checkpointing.save(state, str(directory), strategy, content_metadata=dict(metadata))
     return folder

@@ -79,6 +79,17 @@ def test_a_release_as_slime_converts_it(tmp_path: Path) -> None:
     check(tmp_path / "hf", tmp_path / "megatron" / "release", reference)
 
 
+@pytest.mark.parametrize("moments", ["optimizer.state.exp_avg.", "chained_0.optimizer.state.exp_avg."])
+def test_optimizer_state_is_not_taken_for_weights(moments: str, tmp_path: Path) -> None:
+    architecture = tiny(Family.qwen3)
+    saved(tmp_path / "hf", architecture)
+    with started(tmp_path) as runtime:
+        model = foreign.loaded(runtime, architecture, tmp_path / "hf")
+        model.modules[0].to(torch.bfloat16)
+        foreign.save_torch_dist(runtime, model, tmp_path / "megatron", HOMOGENEOUS, "iter_0000020", moments)
+    assert source.lossless_dtype(inspect(tmp_path / "megatron")) is Dtype.bfloat16
+
+
 def test_a_vocabulary_that_is_too_small_is_refused(tmp_path: Path) -> None:
     architecture = tiny(Family.qwen3)
     saved(tmp_path / "hf", architecture)
