@@ -64,12 +64,23 @@ def read(model: MegatronModel, micro_batch: MicroBatch, scoring: Scoring, wants:
 
 def candidates(model: MegatronModel, logits: Tensor, k: int, scoring: Scoring) -> TopK:
     """The k likeliest tokens at each position, likeliest first, with their log-probs."""
-    shards = vocabulary_of(model.runtime, logits.shape[1])
-    known = _without_padding(logits.float(), shards, model.architecture.vocab_size)
-    ids = shards.top(known, k)
+    ids, chosen = _likeliest(model, logits, k, scoring)
     first, _ = scoring(model, logits, ids[:, 0])
-    scaled = shards.at(known, ids) / scoring.temperature
+    scaled = chosen / scoring.temperature
     return TopK(ids=ids, log_probs=scaled - scaled[:, :1] + first[:, None])
+
+
+def _likeliest(model: MegatronModel, logits: Tensor, k: int, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """Ids i64[m, k] of the largest logits of each position, largest first, and those logits f32[m, k]; one chunk of
+    positions at a time is in fp32."""
+    shards = vocabulary_of(model.runtime, logits.shape[1])
+    pieces = []
+    for piece in logits.detach().split(scoring.chunk_tokens):
+        known = _without_padding(piece.float(), shards, model.architecture.vocab_size)
+        ids = shards.top(known, k)
+        pieces.append((ids, shards.at(known, ids)))
+    ids, chosen = (torch.cat(part) for part in zip(*pieces, strict=True))
+    return ids, chosen
 
 
 def divergences(
@@ -175,14 +186,18 @@ def _chunk(
 
 
 def overlaps(
-    model: MegatronModel, logits: Tensor, micro_batch: MicroBatch, evidence: Sequence[TeacherScores], k: int
+    model: MegatronModel,
+    logits: Tensor,
+    micro_batch: MicroBatch,
+    evidence: Sequence[TeacherScores],
+    k: int,
+    scoring: Scoring,
 ) -> Tensor:
     """f32[m, 3], see `opd_trainer.opd.overlap.overlap`; NaN where no teacher scored."""
     found = torch.full((len(logits), OVERLAP_COLUMNS), torch.nan, device=logits.device)
     if not evidence:
         return found
-    shards = vocabulary_of(model.runtime, logits.shape[1])
-    ids = shards.top(_without_padding(logits.detach().float(), shards, model.architecture.vocab_size), k)
+    ids, _ = _likeliest(model, logits, k, scoring)
     for scores in evidence:
         if scores.topk is not None:
             rows = torch.searchsorted(micro_batch.own, scores.tokens)

@@ -157,7 +157,7 @@ class ForwardBackward:
         outcome.log_probs.append(log_probs.detach().cpu())
         outcome.entropy.append(entropy.detach().cpu())
         if wants.top_k:
-            overlap = overlaps(self.model, logits, micro_batch, evidence, wants.top_k)
+            overlap = overlaps(self.model, logits, micro_batch, evidence, wants.top_k, self.scoring)
             outcome.overlap.append(micro_batch.scatter(overlap).cpu())
         if wants.divergence is None:
             return Live(log_probs=log_probs, entropy=entropy)
