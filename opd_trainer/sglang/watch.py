@@ -24,6 +24,8 @@ class Watch:
 
     def __init__(self, url: str, silent_s: float, hung: Callable[[], None]) -> None:
         self._url, self._silent_s, self._hung = url, silent_s, hung
+        # Past any proxy that the environment names, as the client goes.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name=f"watch {url}", daemon=True).start()
 
@@ -42,7 +44,7 @@ class Watch:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(self._url + QUESTION, timeout=min(ANSWER_S, self._silent_s)):
+            with self._opener.open(self._url + QUESTION, timeout=min(ANSWER_S, self._silent_s)):
                 return True
         except urllib.error.HTTPError:
             # It would rather not, but it speaks.

@@ -136,11 +136,14 @@ def test_a_server_that_dies_too_often(tmp_path: Path) -> None:
     run(work())
 
 
-def test_a_server_that_says_nothing_is_killed_and_started_again(tmp_path: Path) -> None:
-    """Stopped, it lives, and its port takes connections."""
+def test_a_server_that_says_nothing_is_killed_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped, it lives, and its port takes connections. A proxy is not asked how it is."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
 
     async def work() -> None:
-        fleet = Fleet.launch("rollout", str(MODEL), launch(hang_after_s=2.0), tmp_path)
+        fleet = Fleet.launch("rollout", str(MODEL), launch(hang_after_s=5.0), tmp_path)
         await fleet.start()
         (server,) = fleet.servers.values()
         try:
@@ -149,7 +152,7 @@ def test_a_server_that_says_nothing_is_killed_and_started_again(tmp_path: Path) 
             os.killpg(server.pid, signal.SIGSTOP)
             await asyncio.sleep(0.5)
             os.killpg(server.pid, signal.SIGCONT)
-            await asyncio.sleep(3.0)
+            await asyncio.sleep(7.0)
             assert not await fleet.ensure(server.spec.url)
             os.killpg(server.pid, signal.SIGSTOP)
             while server.alive:
