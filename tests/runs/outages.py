@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from opd_trainer.sglang.config import LaunchConfig
+from opd_trainer.sglang.faults import Fault
 from opd_trainer.sglang.fleet import Fleet
 from tests.runs.runs import start, steps
 
@@ -74,6 +76,13 @@ def complete(output: Path, number: int) -> None:
     for counts in per_step.values():
         assert len(counts) == PROMPTS * SIBLINGS
         assert set(counts.values()) == {1}
+
+
+def inject(url: str, fault: Fault, seconds: float) -> None:
+    """Has the fake server at `url` spoil its next answer that is not spoiled yet."""
+    body = json.dumps({"kind": fault, "seconds": seconds}).encode()
+    request = urllib.request.Request(f"{url}/fake/fault", data=body, headers={"Content-Type": "application/json"})
+    urllib.request.urlopen(request, timeout=60).close()
 
 
 def rollout_server_dies(world: Path, output: Path, overrides: Sequence[str], limit_s: float) -> None:

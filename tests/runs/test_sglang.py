@@ -1,5 +1,7 @@
 """Whole runs with server rollouts and a server teacher, against the fake server that ships with the project."""
 
+import asyncio
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import pytest
 from opd_trainer.cli.entry import main
 from opd_trainer.opd.overlap import OVERLAP_NAMES
 from opd_trainer.sglang.config import LaunchConfig
-from tests.runs.outages import rollout_server_dies, teacher_is_away
+from opd_trainer.sglang.faults import Fault
+from opd_trainer.sglang.fleet import Fleet
+from tests.runs.outages import PROMPTS, SIBLINGS, complete, inject, logged, rollout_server_dies, teacher_is_away, until
 from tests.runs.runs import ROOT, column, distil, launch, start, steps, world
 
 FAKE = "opd_trainer.sglang.fake"
@@ -72,3 +76,49 @@ def test_a_rollout_server_dies_in_the_middle_of_a_run(small: Path) -> None:
 
 def test_the_teacher_is_away_for_a_part_of_a_run(small: Path) -> None:
     teacher_is_away(small, small / "teacher_away", LaunchConfig(module=FAKE), [], limit_s=900)
+
+
+def test_a_run_meets_every_fault(small: Path, tmp_path: Path) -> None:
+    """What a teacher's server does wrong costs its sample the term; what a rollout server does costs another try."""
+    number, output = 30, tmp_path / "run"
+    fleets = {
+        name: Fleet.launch(name, str(small / name), LaunchConfig(module=FAKE), tmp_path)
+        for name in ("teacher", "student")
+    }
+    (teacher,), (student,) = (fleet.urls for fleet in fleets.values())
+    served = ("opd=sglang", "teacher=sglang_external", f"teacher.url={teacher}", "teacher.check_trained=false")
+    patient = ("teacher.attempts=1", "teacher.concurrency=1", "teacher.timeout_s=15", "teacher.max_failed_fraction=1.0")
+    mine = (*served, *patient, "rollout=sglang", f"rollout.urls=[{student}]", f"steps={number}")
+    rest = ("eval.every=0", "eval.reverse_kl_prompts=0", "eval.teacher=false", "tracking.samples_per_step=1000")
+    again = (Fault.error_500, Fault.reset, Fault.cut)
+    # Never three in a row that look as if the server were down: it would be left alone for a while.
+    unanswered = (Fault.delay, *again, Fault.drip)
+    wrong = [fault for fault in Fault if fault not in unanswered]
+    sequence = [fault for pair in zip(unanswered, wrong, strict=False) for fault in pair] + wrong[len(unanswered) :]
+    try:
+        for fleet in fleets.values():
+            asyncio.run(fleet.start())
+        process = start(small, output, *mine, *rest)
+        try:
+            until(process, lambda: len(logged(output)) >= 1, 900)
+            for fault in sequence:
+                inject(teacher, fault, 2.0 if fault is Fault.drip else 40.0)
+            for fault in again:
+                inject(student, fault, 0.0)
+            printed, _ = process.communicate(timeout=900)
+            assert process.returncode == 0, printed
+        finally:
+            process.kill()
+            process.communicate()
+    finally:
+        for fleet in fleets.values():
+            asyncio.run(fleet.close())
+    complete(output, number)
+    lines = logged(output)
+    counts = Counter[str]()
+    for line in lines:
+        counts.update({key.rpartition("/")[2]: int(n) for key, n in line.items() if key.startswith("teacher/status/")})
+    failed = {"timeout": 2, "http_error": 3, "refused": 1, "misaligned": 3, "nonfinite": 2}
+    assert sum(failed.values()) == len(sequence) == len(Fault)
+    assert counts == {**failed, "ok": number * PROMPTS * SIBLINGS - len(Fault)}
+    assert sum(line["rollout/retries"] for line in lines) == len(again)
