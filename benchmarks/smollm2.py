@@ -33,6 +33,8 @@ SERVER = (
     "opd=sglang",
     "teacher=sglang_managed",
     "teacher.launch.python=$OPD_SGLANG_PYTHON",
+    "teacher.timeout_s=600",
+    "teacher.concurrency=8",
     "opd.divergence.kind=sampled",
 )
 VARIANTS = (

@@ -123,16 +123,20 @@ class SglangClient:
     async def _try(self, payload: bytes, read: Callable[[Any], Answer], avoid: set[str]) -> Answer:
         endpoint = self.pool.pick(avoid)
         if endpoint is None:
+            first = min(self.pool.endpoints, key=lambda resting: resting.rests_until)
             if self._repair is not None:
-                await self._repair(min(self.pool.endpoints, key=lambda resting: resting.rests_until))
-            raise RequestFailed(ScoreStatus.http_error, "every server is down", transient=True)
+                await self._repair(first)
+            assert first.failure is not None, "a server rests after a failure"
+            # Counted as what it is a consequence of: an overloaded server must not look like a broken one.
+            detail = f"every server is left alone for a while: {first.failure.detail}"
+            raise RequestFailed(first.failure.status, detail, transient=True)
         try:
             with self.pool.busy(endpoint):
                 answer = read(await self._send(endpoint, "/generate", payload, self.config.timeout_s))
         except RequestFailed as error:
             if error.transient:
                 avoid.add(endpoint.url)
-                self.pool.failed(endpoint, gone=isinstance(error.__cause__, aiohttp.ClientConnectorError))
+                self.pool.failed(endpoint, error, gone=isinstance(error.__cause__, aiohttp.ClientConnectorError))
                 if self._repair is not None:
                     await self._repair(endpoint)
             else:

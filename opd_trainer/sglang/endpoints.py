@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from opd_trainer.sglang.failure import RequestFailed
+
 STRIKES = 3
 """Timeouts or server errors in a row after which an endpoint counts as down; a refused connection suffices alone."""
 REST_S = 1.0
@@ -24,6 +26,7 @@ class Endpoint:
         rests_until: clock reading before which it is left alone; 0 while it is up.
         rest_s: length of its next rest.
         tried: a request finds out whether it is back.
+        failure: the latest one.
         order: when it was picked last; ties go to the one picked longest ago.
     """
 
@@ -33,6 +36,7 @@ class Endpoint:
     rests_until: float = 0.0
     rest_s: float = REST_S
     tried: bool = False
+    failure: RequestFailed | None = None
     order: int = 0
 
     @property
@@ -84,8 +88,9 @@ class Pool:
         """The server answered."""
         endpoint.strikes, endpoint.rests_until, endpoint.rest_s, endpoint.tried = 0, 0.0, REST_S, False
 
-    def failed(self, endpoint: Endpoint, *, gone: bool) -> None:
+    def failed(self, endpoint: Endpoint, failure: RequestFailed, *, gone: bool) -> None:
         """The server did not answer; `gone`: nobody listens there."""
+        endpoint.failure = failure
         endpoint.strikes += 1
         # Of requests that fail together, as they do when a server dies, only the first lengthens the rest.
         news = endpoint.up or endpoint.tried

@@ -68,10 +68,16 @@ class Tally:
                 metrics.put(f"teacher/status/{status}", self.counts[status])
         by_status = ", ".join(f"{count} {status}" for status, count in self.counts.most_common())
         last = self.last
+        slow = self.counts[ScoreStatus.timeout] * 2 > failed
         self.counts.clear()
         if failed > max_failed_fraction * total:
+            repair = (
+                "Give it more time (teacher.timeout_s), fewer requests at once (teacher.concurrency), or more servers"
+                if slow
+                else "Look after the server, or raise the limit"
+            )
             raise TeacherError(
                 f"the teacher failed on {failed} of {total} samples ({by_status}; last: {last}): more than "
-                f"teacher.max_failed_fraction={max_failed_fraction:g} allows. Look after the server, or raise the limit"
+                f"teacher.max_failed_fraction={max_failed_fraction:g} allows. {repair}"
             )
         return metrics

@@ -182,6 +182,18 @@ def test_too_many_failures_stop_the_run() -> None:
         run(work())
 
 
+def test_an_overloaded_server_is_told_from_a_broken_one() -> None:
+    """Requests that find it left alone because of timeouts count as timeouts, and the message says what helps."""
+
+    async def work() -> None:
+        async with fake() as server:
+            server.state.faults.add(Fault.delay, times=99, seconds=30.0)
+            await scored([sample(n) for n in range(6)], config(concurrency=2, max_failed_fraction=0.2), [server.url])
+
+    with pytest.raises(TeacherError, match=r"\(6 timeout; last: .*left alone.*did not answer.*teacher.concurrency"):
+        run(work())
+
+
 def test_a_fraction_at_the_limit_is_allowed() -> None:
     async def work() -> dict[str, float]:
         async with fake() as server:
