@@ -1,26 +1,47 @@
-"""Every estimator and policy loss that the package has (a new one is found by itself), and batches to try them on."""
+"""Every estimator and policy loss that there is, every setting around them, and batches to try them on.
 
+All of it is found by itself: options of `estimator=` in conf/, classes in the packages, members of enumerations.
+"""
+
+import dataclasses
 import importlib
 import math
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
+import yaml
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from opd_trainer import estimator, loss
+from opd_trainer import loss
+from opd_trainer.cli.schema import SCHEMAS
+from opd_trainer.divergence.config import DivergenceConfig, DivergenceKind
 from opd_trainer.estimator.base import Estimator
-from opd_trainer.estimator.grpo import Grpo
-from opd_trainer.loss.aggregation import Aggregation
-from opd_trainer.loss.config import LossConfig, ReferenceConfig
+from opd_trainer.estimator.none import NoEstimator
+from opd_trainer.loss.clip import ClipLoss
+from opd_trainer.loss.config import Correction, KlApply, KlEstimator, LossConfig, ReferenceConfig
 from opd_trainer.loss.policy import PolicyLoss
+from opd_trainer.loss.problems import reference_problems
 from opd_trainer.objective import Objective
-from opd_trainer.opd.config import OpdConfig, OpdType
+from opd_trainer.opd.config import OpdApply, OpdConfig, OpdType, StudentLogProb, TokenWeights, WeightsConfig
 from opd_trainer.types import Scores, TokenBatch
 from opd_trainer.updates import Live
 
 NAN = math.nan
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def _option(file: Path) -> Estimator:
+    """What `estimator=NAME` gives."""
+    written = yaml.safe_load(file.read_text())
+    name = written.pop("defaults")[0].removesuffix("@_here_").rpartition("/")[2]
+    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SCHEMAS["estimator"][name]), written))
+    assert isinstance(found, Estimator)
+    return found
 
 
 def _subclasses(package: ModuleType, base: type) -> list[type]:
@@ -36,9 +57,62 @@ def _subclasses(package: ModuleType, base: type) -> list[type]:
     return sorted(found, key=lambda child: child.__name__)
 
 
-ESTIMATORS: dict[str, Estimator] = {child.__name__: child() for child in _subclasses(estimator, Estimator)}
-ESTIMATORS["DrGrpo"] = Grpo(normalize_std=False, aggregation=Aggregation.constant)
 POLICY_LOSSES: dict[str, PolicyLoss] = {child.__name__: child() for child in _subclasses(loss, PolicyLoss)}
+POLICY_LOSSES["ClipLoss(dual_clip=3)"] = ClipLoss(dual_clip=3.0)
+ESTIMATORS: dict[str, Estimator] = {file.stem: _option(file) for file in sorted(CONF.glob("estimator/*.yaml"))}
+_USED = [estimator.loss for estimator in ESTIMATORS.values()]
+# A loss that is no estimator's own obeys the laws too.
+ESTIMATORS |= {f"none, {name}": NoEstimator(loss=one) for name, one in POLICY_LOSSES.items() if one not in _USED}
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What is switched on around an estimator."""
+
+    opd: OpdConfig = dataclasses.field(default_factory=lambda: OpdConfig(type=OpdType.megatron))
+    reference: ReferenceConfig = dataclasses.field(default_factory=lambda: ReferenceConfig(kl_coef=0.1))
+    options: LossConfig = dataclasses.field(
+        default_factory=lambda: LossConfig(entropy_coef=0.01, correction=Correction.tis)
+    )
+
+    def replace(self, **changes: Any) -> dict[str, Any]:
+        """As arguments of `objective`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | changes
+
+
+OPD_CHANGES: dict[str, dict[str, Any]] = {
+    **{f"apply={value}": {"apply": value} for value in OpdApply},
+    **{f"student_log_prob={value}": {"student_log_prob": value} for value in StudentLogProb},
+    **{f"weights.kind={value}": {"weights": WeightsConfig(kind=value)} for value in TokenWeights},
+    # One stands for all: `loss_and_gradient` plays the worker, and the objective does not look at which it is.
+    "divergence.kind=reverse_kl": {"divergence": DivergenceConfig(kind=DivergenceKind.reverse_kl)},
+    "only_reward=true": {"only_reward": True},
+    "in_returns=true": {"in_returns": True},
+    "clip=1": {"clip": 1.0},
+    "trust_alpha=0.5": {"trust_alpha": 0.5},
+}
+"""Every way of shaping the OPD term, one at a time."""
+REFERENCES = [
+    reference
+    for apply in KlApply
+    for kind in KlEstimator
+    if not reference_problems(reference := ReferenceConfig(kl_coef=0.1, apply=apply, estimator=kind))
+]
+SURROUNDINGS: dict[str, Surroundings] = {
+    "opd": Surroundings(),
+    **{
+        name: Surroundings(opd=OpdConfig(type=OpdType.megatron, **changes))
+        for name, changes in OPD_CHANGES.items()
+        if OpdConfig(**changes) != OpdConfig()
+    },
+    **{
+        f"correction={value}": Surroundings(options=LossConfig(entropy_coef=0.01, correction=value))
+        for value in Correction
+    },
+    **{f"reference={one.estimator} as {one.apply}": Surroundings(reference=one) for one in REFERENCES},
+}
+estimators = pytest.mark.parametrize("name", ESTIMATORS)
+surroundings = pytest.mark.parametrize("around", SURROUNDINGS.values(), ids=SURROUNDINGS)
 
 
 def objective(estimator: Estimator, **changes: Any) -> Objective:

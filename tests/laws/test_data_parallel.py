@@ -1,5 +1,7 @@
 """Two processes with half of the sequences each sum to the loss and gradient of one process, whitening included."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, distributed
@@ -7,7 +9,7 @@ from torch import Tensor, distributed
 from opd_trainer.objective import Objective
 from opd_trainer.types import TokenBatch
 from tests.gloo import run_gloo
-from tests.laws.options import ESTIMATORS, batch_of, live_log_probs, loss_and_gradient, objective
+from tests.laws.options import ESTIMATORS, SURROUNDINGS, batch_of, live_log_probs, loss_and_gradient, objective
 
 RAGGED = [[1, 1, 1], [1, 0, 1, 1, 1], [1], [1, 1, 0, 1], [], [1, 1, 1, 1, 1, 1]]
 SHARES = [[0, 3, 4], [1, 2, 5]]
@@ -15,13 +17,20 @@ SHARES = [[0, 3, 4], [1, 2, 5]]
 Case = tuple[Objective, TokenBatch, Tensor]
 
 
-def summed_over_ranks(
-    rank: int, world_size: int, rendezvous: str, cases: list[Case]
-) -> list[tuple[float, list[float]]]:
+def cases() -> Iterator[Case]:
+    """Every estimator in all surroundings, the whole batch assigned by one process."""
+    for estimator in ESTIMATORS.values():
+        for around in SURROUNDINGS.values():
+            chosen = objective(estimator, **around.replace())
+            batch = chosen.assign(batch_of(RAGGED))
+            yield chosen, batch, live_log_probs(batch)
+
+
+def summed_over_ranks(rank: int, world_size: int, rendezvous: str) -> list[tuple[float, list[float]]]:
     distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
     try:
         sums = []
-        for chosen, batch, log_probs in cases:
+        for chosen, batch, log_probs in cases():
             share = torch.tensor(SHARES[rank])
             mine, own_log_probs = batch.take(share), batch.replace(values=log_probs).take(share).values
             own_index = batch.replace(values=torch.arange(batch.num_tokens).float()).take(share).values
@@ -39,13 +48,8 @@ def summed_over_ranks(
 
 
 def test_two_processes_equal_one() -> None:
-    cases: list[Case] = []
-    for estimator in ESTIMATORS.values():
-        chosen = objective(estimator)
-        batch = chosen.assign(batch_of(RAGGED))
-        cases.append((chosen, batch, live_log_probs(batch)))
-    by_rank = run_gloo(summed_over_ranks, 2, cases)
-    for (chosen, batch, log_probs), *found in zip(cases, *by_rank, strict=True):
+    by_rank = run_gloo(summed_over_ranks, 2)
+    for (chosen, batch, log_probs), *found in zip(cases(), *by_rank, strict=True):
         loss, gradient, _ = loss_and_gradient(chosen, batch, log_probs, torch.zeros_like(log_probs))
         for rank_loss, rank_gradient in found:
             assert rank_loss == pytest.approx(float(loss), abs=1e-6)

@@ -6,41 +6,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd_trainer.divergence.config import DivergenceConfig, DivergenceKind
+from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.loss.aggregation import Aggregation
-from opd_trainer.loss.config import Correction, KlApply, LossConfig, ReferenceConfig
-from opd_trainer.opd.config import OpdApply, OpdConfig, OpdType, StudentLogProb, TokenWeights, WeightsConfig
+from opd_trainer.loss.config import KlApply, ReferenceConfig
+from opd_trainer.objective import Objective
+from opd_trainer.opd.config import OpdConfig, OpdType
 from opd_trainer.types import Scores, TokenBatch
 from opd_trainer.updates import UpdateResult
 from tests.laws.options import (
     ESTIMATORS,
     NAN,
+    OPD_CHANGES,
+    Surroundings,
     batch_of,
+    estimators,
     live_log_probs,
     loss_and_gradient,
     objective,
     same_bits,
     scores,
+    surroundings,
 )
 
 RAGGED = [[1, 1, 1], [1, 0, 1, 1, 1], [1], [1, 1, 0, 1], [1, 1], [1, 1, 1, 1, 1, 1]]
-EVERYTHING = LossConfig(entropy_coef=0.01, correction=Correction.tis)
-REFERENCE = ReferenceConfig(kl_coef=0.1)
-
-estimators = pytest.mark.parametrize("name", ESTIMATORS)
-OPD = {
-    "live": OpdConfig(type=OpdType.megatron),
-    "before_normalization": OpdConfig(type=OpdType.megatron, apply=OpdApply.before_normalization),
-    "old": OpdConfig(type=OpdType.megatron, student_log_prob=StudentLogProb.old),
-    "rollout": OpdConfig(type=OpdType.megatron, student_log_prob=StudentLogProb.rollout),
-    "in_returns": OpdConfig(type=OpdType.megatron, in_returns=True),
-    "importance": OpdConfig(
-        type=OpdType.megatron, weights=WeightsConfig(kind=TokenWeights.importance), trust_alpha=0.5, clip=1.0
-    ),
-    "divergence": OpdConfig(type=OpdType.megatron, divergence=DivergenceConfig(kind=DivergenceKind.reverse_kl)),
-    "first_fraction": OpdConfig(type=OpdType.megatron, weights=WeightsConfig(kind=TokenWeights.first_fraction)),
-}
-placements = pytest.mark.parametrize("opd", OPD.values(), ids=OPD)
 
 
 def entropy_of(batch: TokenBatch) -> Tensor:
@@ -49,12 +37,13 @@ def entropy_of(batch: TokenBatch) -> Tensor:
 
 
 @estimators
-@placements
-def test_kl_coef_0_is_bit_identical_to_opd_off(name: str, opd: OpdConfig) -> None:
+@surroundings
+def test_kl_coef_0_is_bit_identical_to_opd_off(name: str, around: Surroundings) -> None:
     batch = batch_of(RAGGED)
-    off = objective(ESTIMATORS[name], opd=OpdConfig(type=OpdType.off), reference=REFERENCE, options=EVERYTHING)
-    silent = dataclasses.replace(opd, kl_coef=0.0)
-    zero = objective(ESTIMATORS[name], opd=silent, reference=REFERENCE, options=EVERYTHING)
+    # Whose task reward `only_reward` takes away is not what it would be without a teacher.
+    opd = dataclasses.replace(around.opd, kl_coef=0.0, only_reward=False)
+    off = objective(ESTIMATORS[name], **around.replace(opd=OpdConfig(type=OpdType.off)))
+    zero = objective(ESTIMATORS[name], **around.replace(opd=opd))
     log_probs, entropy = live_log_probs(batch), entropy_of(batch)
     without = loss_and_gradient(off, off.assign(batch), log_probs, entropy)
     with_zero = loss_and_gradient(zero, zero.assign(batch), log_probs, entropy)
@@ -62,10 +51,10 @@ def test_kl_coef_0_is_bit_identical_to_opd_off(name: str, opd: OpdConfig) -> Non
 
 
 @estimators
-@placements
-def test_poisoned_masked_entries_reach_neither_loss_nor_gradient(name: str, opd: OpdConfig) -> None:
+@surroundings
+def test_poisoned_masked_entries_reach_neither_loss_nor_gradient(name: str, around: Surroundings) -> None:
     batch = batch_of(RAGGED)
-    chosen = objective(ESTIMATORS[name], opd=opd, reference=REFERENCE, options=EVERYTHING)
+    chosen = objective(ESTIMATORS[name], **around.replace())
 
     def cured(values: Tensor | None) -> Tensor:
         assert values is not None
@@ -88,10 +77,10 @@ def test_poisoned_masked_entries_reach_neither_loss_nor_gradient(name: str, opd:
 
 
 @estimators
-@placements
-def test_the_order_of_sequences_does_not_matter(name: str, opd: OpdConfig) -> None:
+@surroundings
+def test_the_order_of_sequences_does_not_matter(name: str, around: Surroundings) -> None:
     batch = batch_of(RAGGED)
-    chosen = objective(ESTIMATORS[name], opd=opd, reference=REFERENCE, options=EVERYTHING)
+    chosen = objective(ESTIMATORS[name], **around.replace())
     log_probs, entropy = live_log_probs(batch), entropy_of(batch)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     # The values of one field travel with `take`, so any per-token tensor can be permuted.
@@ -107,12 +96,25 @@ def test_the_order_of_sequences_does_not_matter(name: str, opd: OpdConfig) -> No
     torch.testing.assert_close(gradient_2, expected)
 
 
+PIECES = {"two": [[0, 1], [2, 3, 4, 5]], "six": [[5], [0], [3], [1], [4], [2]]}
+pieces = pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+
+
+@estimators
+@surroundings
+@pieces
+def test_micro_batches_add_up_to_the_whole(name: str, around: Surroundings, pieces: list[list[int]]) -> None:
+    adds_up(objective(ESTIMATORS[name], **around.replace()), pieces)
+
+
 @estimators
 @pytest.mark.parametrize("aggregation", Aggregation)
-@pytest.mark.parametrize("pieces", [[[0, 1], [2, 3, 4, 5]], [[5], [0], [3], [1], [4], [2]]], ids=["two", "six"])
-def test_micro_batches_add_up_to_the_whole(name: str, aggregation: Aggregation, pieces: list[list[int]]) -> None:
-    estimator = type(ESTIMATORS[name])(aggregation=aggregation)
-    chosen = objective(estimator, reference=REFERENCE, options=EVERYTHING)
+@pieces
+def test_micro_batches_add_up_whatever_the_mean(name: str, aggregation: Aggregation, pieces: list[list[int]]) -> None:
+    adds_up(objective(dataclasses.replace(ESTIMATORS[name], aggregation=aggregation)), pieces)
+
+
+def adds_up(chosen: Objective, pieces: list[list[int]]) -> None:
     batch = chosen.assign(batch_of(RAGGED))
     log_probs, entropy = live_log_probs(batch), entropy_of(batch)
     loss, gradient, _ = loss_and_gradient(chosen, batch, log_probs, entropy)
@@ -131,7 +133,7 @@ def test_micro_batches_add_up_to_the_whole(name: str, aggregation: Aggregation, 
 
 
 @estimators
-@pytest.mark.parametrize("opd", [OPD["live"], OPD["before_normalization"], OPD["importance"]])
+@surroundings
 @pytest.mark.parametrize(
     "responses",
     [
@@ -144,9 +146,9 @@ def test_micro_batches_add_up_to_the_whole(name: str, aggregation: Aggregation, 
     ],
     ids=["zero_length", "one_token", "all_masked", "zero_length_and_normal", "masked_and_normal", "eos_only"],
 )
-def test_degenerate_samples_are_defined(name: str, opd: OpdConfig, responses: list[list[int]]) -> None:
+def test_degenerate_samples_are_defined(name: str, around: Surroundings, responses: list[list[int]]) -> None:
     batch = batch_of(responses, truncated=torch.arange(len(responses)) == 1)
-    chosen = objective(ESTIMATORS[name], opd=opd, reference=REFERENCE, options=EVERYTHING)
+    chosen = objective(ESTIMATORS[name], **around.replace())
     [minibatch] = chosen.minibatches(chosen.assign(batch))
     log_probs, entropy = live_log_probs(batch), entropy_of(batch)
     results = loss_and_gradient(chosen, minibatch, log_probs, entropy)
@@ -213,4 +215,11 @@ def test_a_reference_as_reward_changes_the_advantage(name: str) -> None:
     penalised = objective(ESTIMATORS[name], reference=penalty).assign(batch).advantage
     assert plain is not None
     assert penalised is not None
-    assert torch.equal(plain, penalised) == (name == "NoEstimator")
+    assert torch.equal(plain, penalised) == isinstance(ESTIMATORS[name], NoEstimator)
+
+
+def test_every_setting_of_the_term_is_under_the_laws() -> None:
+    """A new field of `OpdConfig` gets an entry in `OPD_CHANGES`, or a name here: what does not shape the term."""
+    elsewhere = {"type", "kl_coef", "schedule", "log_prob_top_k"}
+    varied = {key for changes in OPD_CHANGES.values() for key in changes}
+    assert {field.name for field in dataclasses.fields(OpdConfig)} == elsewhere | varied

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd_trainer.opd.config import OpdConfig, OpdType
+from opd_trainer.opd.config import OpdConfig, OpdType, StudentLogProb
 from opd_trainer.types import TokenBatch
 from opd_trainer.updates import Live
-from tests.laws.options import ESTIMATORS, objective, scores
+from tests.laws.options import ESTIMATORS, estimators, objective, scores
 
 V = 5
 LENGTH = 2
@@ -36,8 +36,9 @@ def reverse_kl_gradient(student: list[Tensor], teacher: list[Tensor]) -> list[Te
     return list(torch.autograd.grad(total, student))
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_expected_gradient_is_that_of_the_reverse_kl(name: str) -> None:
+@estimators
+@pytest.mark.parametrize("student_log_prob", StudentLogProb)
+def test_expected_gradient_is_that_of_the_reverse_kl(name: str, student_log_prob: StudentLogProb) -> None:
     student, teacher = [x.requires_grad_() for x in tree(0)], tree(1)
     log_probs = sequence_log_probs(student)
     num = len(SEQUENCES)
@@ -50,11 +51,13 @@ def test_expected_gradient_is_that_of_the_reverse_kl(name: str) -> None:
         truncated=torch.zeros(num, dtype=torch.bool),
         teacher_name=("default",) * num,
         rollout=scores(log_probs.detach()),
+        old=scores(log_probs.detach()),
         version=torch.zeros(num, dtype=torch.int64),
         teacher=scores(sequence_log_probs(teacher)),
         values=torch.zeros(num * LENGTH),
     )
-    chosen = objective(ESTIMATORS[name], opd=OpdConfig(type=OpdType.megatron, only_reward=True))
+    opd = OpdConfig(type=OpdType.megatron, only_reward=True, student_log_prob=student_log_prob)
+    chosen = objective(ESTIMATORS[name], opd=opd)
     batch = chosen.assign(batch)
     # The expectation over rollouts: each sequence counts with its probability.
     probability = log_probs.detach().view(num, LENGTH).sum(1).exp()
