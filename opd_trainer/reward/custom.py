@@ -111,13 +111,19 @@ class Custom:
             group.result.set_result({s.index: part for s, part in zip(samples, parts, strict=True)})
 
     async def _call(self, argument: Sample | list[Sample]) -> Any:
-        function, limit = self._function, self._config.timeout_s
         async with self._slots:
-            call = function(argument) if inspect.iscoroutinefunction(function) else in_thread(function, argument)
             try:
-                return await asyncio.wait_for(call, limit)
+                return await asyncio.wait_for(self._answer(argument), self._config.timeout_s)
             except TimeoutError as error:
-                raise TimeoutError(f"{self._config.path} took longer than reward.timeout_s={limit:g}") from error
+                limit = f"reward.timeout_s={self._config.timeout_s:g}"
+                raise TimeoutError(f"{self._config.path} took longer than {limit}") from error
+
+    async def _answer(self, argument: Sample | list[Sample]) -> Any:
+        if inspect.iscoroutinefunction(self._function):
+            return await self._function(argument)
+        # What is not declared as async may still answer with something to wait for: an object with an async __call__.
+        value = await in_thread(self._function, argument)
+        return await value if inspect.isawaitable(value) else value
 
     async def close(self) -> None:
         """Holds nothing that needs closing."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from opd_trainer.errors import WorkerError
@@ -17,6 +18,6 @@ def parts_of(value: Any, source: str) -> dict[str, float]:
     if "reward" not in parts:
         raise WorkerError(f"{source} returned {sorted(parts)} without 'reward'")
     for name, part in parts.items():
-        if not isinstance(part, int | float) or not math.isfinite(part):
+        if not isinstance(part, Real) or not math.isfinite(part):
             raise WorkerError(f"{source} returned {part!r} for {name!r}, which is not a finite number")
     return {str(name): float(part) for name, part in parts.items()}

@@ -48,9 +48,10 @@ class Remote:
         try:
             async with self._slots:
                 return parts_of(await attempts(self._post, question), f"the server {self._config.url}")
+        except TimeoutError as error:
+            limit = f"reward.timeout_s={self._config.timeout_s:g}"
+            raise TimeoutError(f"reward server {self._config.url}: every answer took longer than {limit}") from error
         except (aiohttp.ClientError, Busy, ValueError) as error:
-            if isinstance(error, TimeoutError):
-                raise
             raise WorkerError(f"reward server {self._config.url}: {type(error).__name__}: {error}") from error
 
     async def _post(self, question: dict[str, Any]) -> Any:

@@ -1,9 +1,11 @@
 import asyncio
+import functools
 import math
 import sys
 import time
 import types
 
+import numpy as np
 import pytest
 from aiohttp import web
 
@@ -150,6 +152,30 @@ def test_custom_sync_async_and_parts(make_sample, functions):
     assert sample.reward_parts == {"reward": 2.0, "style": 0.5}
 
 
+class Judge:
+    """What is no function but can be called."""
+
+    async def __call__(self, sample):
+        return 2.0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda sample: np.float32(2.0),
+        lambda sample: np.int64(2),
+        lambda sample: {"reward": np.float64(2.0)},
+        lambda sample: asyncio.sleep(0, result=2.0),
+        functools.partial(lambda value, sample: asyncio.sleep(0, result=value), 2.0),
+        Judge(),
+    ],
+    ids=["float32", "int64", "part", "returns a coroutine", "partial", "object"],
+)
+def test_custom_in_other_forms(make_sample, functions, function):
+    functions.judge = function
+    assert rewards(CustomReward(path="users_rewards:judge"), [make_sample()]) == [2.0]
+
+
 def test_custom_per_group_gets_all_siblings_in_order(make_sample, functions):
     calls = []
 
@@ -225,9 +251,10 @@ def test_remote_asks_and_retries(make_sample):
         ([(200, None, 0)], {}, "error", 1),
     ],
 )
-def test_remote_failures(make_sample, answers, settings, kind, num_asked):
+def test_remote_failures(make_sample, caplog, answers, settings, kind, num_asked):
     sample, server, metrics = ask(answers, make_sample(), **settings)
     assert math.isnan(sample.reward)
+    assert server.url in caplog.text
     assert metrics[f"rollout/reward_failed/{kind}"] == 1
     assert len(server.questions) == num_asked
 
