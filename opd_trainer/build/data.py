@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from opd_trainer.build.roster import teachers_of
 from opd_trainer.build.vocabulary import Vocabulary
 from opd_trainer.config import Config
 from opd_trainer.data.prompts import PromptSet, check_disjoint, check_teachers, load_prompts, load_training_sets
+from opd_trainer.data.skipped import write_skipped
 from opd_trainer.data.stream import PromptStream
 from opd_trainer.references import Referee, Reference
+
+SKIPPED_ROWS = "skipped_rows.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +22,20 @@ class Prompts:
     training: list[PromptSet]
     held_out: list[PromptSet]
 
-    def stream(self) -> PromptStream:
-        """The training prompts, step by step."""
-        return PromptStream(self.training)
+    def stream(self, count: int, option: str) -> PromptStream:
+        """The training prompts, `count` of them in a step, as the setting `option` says.
+
+        Raises:
+            DataError: a dataset has fewer prompts than its part of one step.
+        """
+        stream = PromptStream(self.training)
+        stream.check(count, option)
+        return stream
+
+    def write_skipped(self, directory: Path) -> None:
+        """Records the rows that were left out, in `skipped_rows.jsonl`."""
+        sets = (*self.training, *self.held_out)
+        write_skipped(directory / SKIPPED_ROWS, [(s.name, row) for s in sets for row in (*s.malformed, *s.too_long)])
 
 
 def load_data(config: Config, vocabulary: Vocabulary) -> Prompts:
@@ -48,7 +63,9 @@ def load_held_out(config: Config, vocabulary: Vocabulary) -> list[PromptSet]:
     """
     limit = config.rollout.max_prompt_tokens
     return [
-        load_prompts(data, vocabulary.tokenizer, name=name, max_prompt_tokens=limit).first(config.eval.n_prompts)
+        load_prompts(data, vocabulary.tokenizer, name=name, max_prompt_tokens=limit, at=f"eval.datasets.{name}").first(
+            config.eval.n_prompts
+        )
         for name, data in config.eval.datasets.items()
     ]
 

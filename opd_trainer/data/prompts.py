@@ -15,6 +15,7 @@ import torch
 
 from opd_trainer.data.config import DataConfig, MixtureData, OnBadRow
 from opd_trainer.data.rows import Row, read_rows
+from opd_trainer.data.skipped import Skipped, listed
 from opd_trainer.errors import DataError
 from opd_trainer.types import Prompt
 
@@ -22,24 +23,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-SHOWN_ROWS = 5
 
 
 class BadRow(Exception):
-    """A row that cannot become a prompt; the text is the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A row that was left out.
+    """A row that cannot become a prompt; the text is the reason.
 
     Attributes:
-        place: file and line.
-        reason: why.
+        fix: what to do about it.
     """
 
-    place: str
-    reason: str
+    def __init__(self, reason: str, fix: str = "Repair the row") -> None:
+        super().__init__(reason)
+        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +74,14 @@ class Rendered:
     metadata: dict[str, Any]
 
 
-def lookup(columns: dict[str, Any], key: str, option: str) -> Any:
+def lookup(columns: dict[str, Any], key: str, option: str, fix: str = "") -> Any:
     """The first of the alternatives ``a|b.c`` that the row has.
 
     Args:
         columns: of the row.
         key: the alternatives.
-        option: which setting named them, for messages.
+        option: dotted key of the setting that named them, for messages.
+        fix: what else may be done.
 
     Raises:
         BadRow: it has none of them.
@@ -99,10 +95,10 @@ def lookup(columns: dict[str, Any], key: str, option: str) -> Any:
         else:
             return value
     wanted, there = (" or ".join(map(repr, key.split("|"))), ", ".join(map(repr, columns)))
-    raise BadRow(f"it has no column {wanted} ({option} names it; it has {there})")
+    raise BadRow(f"it has no column {wanted}, only {there}", f"Set {option} to one of them{fix}, repair the row")
 
 
-def conversation(value: Any, config: DataConfig) -> list[dict[str, Any]] | str:
+def conversation(value: Any, config: DataConfig, at: str) -> list[dict[str, Any]] | str:
     """The prompt as chat messages, or as text when it is no chat."""
     if isinstance(value, str):
         if not value.strip():
@@ -111,8 +107,8 @@ def conversation(value: Any, config: DataConfig) -> list[dict[str, Any]] | str:
         if not config.apply_chat_template:
             if config.system_prompt is not None:
                 raise DataError(
-                    "data.system_prompt is set, but the prompts are plain text, which has no place for it. "
-                    "Set data.apply_chat_template=true, or write it into data.prompt_template"
+                    f"{at}.system_prompt is set, but the prompts are plain text, which has no place for it. "
+                    f"Set {at}.apply_chat_template=true, or write it into {at}.prompt_template"
                 )
             return text
         messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
@@ -134,17 +130,17 @@ def message_of(message: Any) -> dict[str, Any]:
     return message
 
 
-def answer_of(columns: dict[str, Any], config: DataConfig) -> str | None:
+def answer_of(columns: dict[str, Any], config: DataConfig, at: str) -> str | None:
     """The reference answer as text."""
     if config.label_key is None:
         return None
-    value = lookup(columns, config.label_key, "label_key, null for none,")
+    value = lookup(columns, config.label_key, f"{at}.label_key", ", or to null where there is none")
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise BadRow(f"its label is {value!r}, neither text nor a number")
     return str(value)
 
 
-def metadata_of(columns: dict[str, Any], config: DataConfig) -> dict[str, Any]:
+def metadata_of(columns: dict[str, Any], config: DataConfig, at: str) -> dict[str, Any]:
     """Every column but prompt and label, and the entries of the metadata column."""
     used = {
         part for key in (config.prompt_key, config.label_key, config.metadata_key) if key for part in key.split("|")
@@ -152,23 +148,23 @@ def metadata_of(columns: dict[str, Any], config: DataConfig) -> dict[str, Any]:
     metadata = {name: value for name, value in columns.items() if name not in used}
     if config.metadata_key is None:
         return metadata
-    value = lookup(columns, config.metadata_key, "metadata_key")
+    value = lookup(columns, config.metadata_key, f"{at}.metadata_key")
     if not isinstance(value, dict):
         raise BadRow(f"its metadata is a {type(value).__name__}, not an object")
     return metadata | value
 
 
-def teacher_of(columns: dict[str, Any], config: DataConfig) -> str:
+def teacher_of(columns: dict[str, Any], config: DataConfig, at: str) -> str:
     """The name of the teacher."""
     if config.teacher_key is None:
         return config.teacher
-    value = lookup(columns, config.teacher_key, "teacher_key")
+    value = lookup(columns, config.teacher_key, f"{at}.teacher_key")
     if not isinstance(value, str) or not value:
         raise BadRow(f"its teacher is {value!r}, not a name")
     return value
 
 
-def render(row: Row, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Rendered:
+def render(row: Row, config: DataConfig, tokenizer: "PreTrainedTokenizerBase", at: str) -> Rendered:
     """The row as the text that the model reads.
 
     Raises:
@@ -176,29 +172,30 @@ def render(row: Row, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -
     """
     if row.columns is None:
         raise BadRow(row.reason)
-    messages = conversation(lookup(row.columns, config.prompt_key, "prompt_key"), config)
+    messages = conversation(lookup(row.columns, config.prompt_key, f"{at}.prompt_key"), config, at)
     is_chat = not isinstance(messages, str)
-    text = messages if isinstance(messages, str) else apply_chat_template(messages, config, tokenizer)
+    text = messages if isinstance(messages, str) else apply_chat_template(messages, config, tokenizer, at)
     return Rendered(
         row=row,
         text=text,
         is_chat=is_chat,
-        answer=answer_of(row.columns, config),
-        teacher=teacher_of(row.columns, config),
-        metadata=metadata_of(row.columns, config),
+        answer=answer_of(row.columns, config, at),
+        teacher=teacher_of(row.columns, config, at),
+        metadata=metadata_of(row.columns, config, at),
     )
 
 
 def apply_chat_template(
-    messages: list[dict[str, Any]], config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
+    messages: list[dict[str, Any]], config: DataConfig, tokenizer: "PreTrainedTokenizerBase", at: str
 ) -> str:
     """Messages as text that ends where the assistant's answer begins."""
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
         raise DataError(
-            "the prompts are chat messages, but the tokenizer has no chat template. Set data.apply_chat_template=false "
-            "if they are text, or model.huggingface to a folder whose tokenizer has a template"
+            "the prompts are chat messages, but the tokenizer has no chat template. "
+            f"Set {at}.apply_chat_template=false if they are text, or model.huggingface to a folder whose tokenizer "
+            "has a template"
         )
     try:
         text = tokenizer.apply_chat_template(
@@ -230,7 +227,7 @@ def tokenize(rendered: Sequence[Rendered], tokenizer: "PreTrainedTokenizerBase")
 
 
 def load_prompts(
-    config: DataConfig, tokenizer: "PreTrainedTokenizerBase", *, name: str, max_prompt_tokens: int
+    config: DataConfig, tokenizer: "PreTrainedTokenizerBase", *, name: str, max_prompt_tokens: int, at: str = "data"
 ) -> PromptSet:
     """Reads, renders and tokenises one dataset.
 
@@ -239,19 +236,21 @@ def load_prompts(
         tokenizer: of the student; its chat template renders conversations.
         name: of the dataset; part of the prompts' ids.
         max_prompt_tokens: longest prompt, tokens.
+        at: its dotted key, for messages.
 
     Raises:
         DataError: a row is malformed or too long and must not be skipped, or no row is left.
     """
-    rendered, malformed = render_all(read_rows(config, name), config, tokenizer)
+    rendered, malformed = render_all(read_rows(config, name, at), config, tokenizer, at)
     kept: list[Prompt] = []
     too_long: list[Skipped] = []
     for row, ids in zip(rendered, tokenize(rendered, tokenizer), strict=True):
         if not ids:
-            malformed.append(refuse(row.row, "its prompt has no tokens", config.on_bad_row))
+            malformed.append(refuse(row.row, BadRow("its prompt has no tokens"), config.on_bad_row, f"{at}.on_bad_row"))
         elif len(ids) > max_prompt_tokens:
             reason = f"its prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens={max_prompt_tokens}"
-            too_long.append(refuse(row.row, reason, config.on_long_prompt, "data.on_long_prompt"))
+            bad = BadRow(reason, f"Raise rollout.max_prompt_tokens to {len(ids)}, shorten the prompt")
+            too_long.append(refuse(row.row, bad, config.on_long_prompt, f"{at}.on_long_prompt"))
         else:
             kept.append(
                 Prompt(
@@ -269,35 +268,32 @@ def load_prompts(
             log.warning("%s: %d rows skipped (%s): %s", name, len(skipped), kind, listed(skipped))
     if not kept:
         examples = f": {listed([*malformed, *too_long])}" if malformed or too_long else ""
-        raise DataError(f"{name}: {config.path} gives not a single prompt (offset {config.offset}){examples}")
+        raise DataError(
+            f"{name}: {config.path} gives not a single prompt (offset {config.offset}){examples}. "
+            f"Set {at}.path, {at}.offset and {at}.n_rows to rows that can be used"
+        )
     return PromptSet(name, kept, malformed, too_long, config.weight, config.shuffle_seed)
 
 
 def render_all(
-    rows: Iterable[Row], config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
+    rows: Iterable[Row], config: DataConfig, tokenizer: "PreTrainedTokenizerBase", at: str
 ) -> tuple[list[Rendered], list[Skipped]]:
     """Every row rendered, and those that could not be."""
     rendered: list[Rendered] = []
     malformed: list[Skipped] = []
     for row in rows:
         try:
-            rendered.append(render(row, config, tokenizer))
+            rendered.append(render(row, config, tokenizer, at))
         except BadRow as bad:
-            malformed.append(refuse(row, str(bad), config.on_bad_row))
+            malformed.append(refuse(row, bad, config.on_bad_row, f"{at}.on_bad_row"))
     return rendered, malformed
 
 
-def refuse(row: Row, reason: str, policy: OnBadRow, key: str = "data.on_bad_row") -> Skipped:
+def refuse(row: Row, bad: BadRow, policy: OnBadRow, key: str) -> Skipped:
     """A record of a row left out, or the error that stops the run."""
     if policy is OnBadRow.error:
-        raise DataError(f"{row.place}: {reason}. Repair the row, or set {key}=skip to leave such rows out")
-    return Skipped(row.place, reason)
-
-
-def listed(skipped: Sequence[Skipped]) -> str:
-    """The first few of the rows left out."""
-    shown = "; ".join(f"{row.place}: {row.reason}" for row in skipped[:SHOWN_ROWS])
-    return shown + (f"; and {len(skipped) - SHOWN_ROWS} more" if len(skipped) > SHOWN_ROWS else "")
+        raise DataError(f"{row.place}: {bad}. {bad.fix}, or set {key}=skip to leave such rows out")
+    return Skipped(row.place, str(bad))
 
 
 def load_training_sets(
@@ -307,7 +303,7 @@ def load_training_sets(
     if not isinstance(config, MixtureData):
         return [load_prompts(config, tokenizer, name="train", max_prompt_tokens=max_prompt_tokens)]
     return [
-        load_prompts(dataset, tokenizer, name=name, max_prompt_tokens=max_prompt_tokens)
+        load_prompts(dataset, tokenizer, name=name, max_prompt_tokens=max_prompt_tokens, at=f"data.datasets.{name}")
         for name, dataset in config.datasets.items()
     ]
 

@@ -37,26 +37,27 @@ class Row:
     reason: str = ""
 
 
-def read_rows(config: DataConfig, name: str) -> Iterator[Row]:
+def read_rows(config: DataConfig, name: str, at: str = "data") -> Iterator[Row]:
     """Rows ``offset`` to ``offset + n_rows`` of ``config.path``, in the order of the file.
 
     Args:
         config: which file, and which part of it.
         name: what the dataset is called in messages.
+        at: its dotted key, for messages.
 
     Raises:
         DataError: the file is missing, of unknown format, or unreadable as a whole.
     """
     if config.path is None:
-        raise DataError(f"{name}: no path is set, so there are no prompts. Set data.path, or eval.datasets.<name>.path")
+        raise DataError(f"{name}: no path is set, so there are no prompts. Set {at}.path")
     path = Path(config.path).expanduser()
     if not path.exists():
-        raise DataError(f"{name}: {path} does not exist. Set data.path to a file that does")
+        raise DataError(f"{name}: {path} does not exist. Set {at}.path to a file that does")
     stop = None if config.n_rows is None else config.offset + config.n_rows
-    return islice(READERS[format_of(path, config.format)](path, config.split), config.offset, stop)
+    return islice(READERS[format_of(path, config.format, at)](path, config.split, at), config.offset, stop)
 
 
-def format_of(path: Path, chosen: DataFormat) -> DataFormat:
+def format_of(path: Path, chosen: DataFormat, at: str) -> DataFormat:
     """The format that was chosen, or the one that the path's ending tells."""
     if chosen is not DataFormat.auto:
         return chosen
@@ -64,7 +65,7 @@ def format_of(path: Path, chosen: DataFormat) -> DataFormat:
         return DataFormat.huggingface
     if path.suffix not in ENDINGS:
         raise DataError(
-            f"{path}: the ending {path.suffix!r} names no known format. Set data.format={'|'.join(DataFormat)}"
+            f"{path}: the ending {path.suffix!r} names no known format. Set {at}.format={'|'.join(DataFormat)}"
         )
     return ENDINGS[path.suffix]
 
@@ -76,7 +77,7 @@ def checked(number: int, place: str, value: Any) -> Row:
     return Row(number, place, None, f"it is a {type(value).__name__}, not an object")
 
 
-def read_jsonl(path: Path, _split: str) -> Iterator[Row]:
+def read_jsonl(path: Path, _split: str, at: str) -> Iterator[Row]:
     """One object per line; blank lines are no rows."""
     number = 0
     with path.open("rb") as file:
@@ -91,19 +92,19 @@ def read_jsonl(path: Path, _split: str) -> Iterator[Row]:
             number += 1
 
 
-def read_json(path: Path, _split: str) -> Iterator[Row]:
+def read_json(path: Path, _split: str, at: str) -> Iterator[Row]:
     """One list of objects."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: it is not JSON ({error}). For one object per line set data.format=jsonl") from error
+        raise DataError(f"{path}: it is not JSON ({error}). For one object per line set {at}.format=jsonl") from error
     if not isinstance(rows, list):
-        raise DataError(f"{path}: it holds a {type(rows).__name__}, not a list of rows")
+        raise DataError(f"{path}: it holds a {type(rows).__name__}, not a list of rows. Write a list of objects")
     for number, value in enumerate(rows):
         yield checked(number, f"{path}, item {number + 1}", value)
 
 
-def read_csv(path: Path, _split: str) -> Iterator[Row]:
+def read_csv(path: Path, _split: str, at: str) -> Iterator[Row]:
     """A header line and one line per row."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
@@ -112,7 +113,9 @@ def read_csv(path: Path, _split: str) -> Iterator[Row]:
             try:
                 columns = next(reader, None)
             except (csv.Error, UnicodeDecodeError) as error:
-                raise DataError(f"{path}, line {reader.line_num + 1}: it is not CSV ({error})") from error
+                raise DataError(
+                    f"{path}, line {reader.line_num + 1}: it is not CSV ({error}). Repair the file"
+                ) from error
             if columns is None:
                 return
             place = f"{path}, line {reader.line_num}"
@@ -124,7 +127,7 @@ def read_csv(path: Path, _split: str) -> Iterator[Row]:
             number += 1
 
 
-def read_parquet(path: Path, _split: str) -> Iterator[Row]:
+def read_parquet(path: Path, _split: str, at: str) -> Iterator[Row]:
     """Record batches of a Parquet file."""
     import pyarrow
     import pyarrow.parquet
@@ -132,7 +135,7 @@ def read_parquet(path: Path, _split: str) -> Iterator[Row]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: it is not Parquet ({error})") from error
+        raise DataError(f"{path}: it is not Parquet ({error}). Set {at}.path to another file") from error
     number = 0
     with file:
         for batch in file.iter_batches(batch_size=1024):
@@ -141,7 +144,7 @@ def read_parquet(path: Path, _split: str) -> Iterator[Row]:
                 number += 1
 
 
-def read_huggingface(path: Path, split: str) -> Iterator[Row]:
+def read_huggingface(path: Path, split: str, at: str) -> Iterator[Row]:
     """A folder written by `save_to_disk`: one dataset, or a dictionary of splits."""
     import datasets
 
@@ -150,11 +153,11 @@ def read_huggingface(path: Path, split: str) -> Iterator[Row]:
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: it is a folder, but not of a Hugging Face dataset on disk. "
-            "Set data.path to a file, or write the folder with Dataset.save_to_disk"
+            f"Set {at}.path to a file, or write the folder with Dataset.save_to_disk"
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
-            raise DataError(f"{path}: it has no split {split!r}. Set data.split={'|'.join(map(str, loaded))}")
+            raise DataError(f"{path}: it has no split {split!r}. Set {at}.split={'|'.join(map(str, loaded))}")
         loaded = loaded[split]
     for number, columns in enumerate(loaded):
         yield checked(number, f"{path}, row {number + 1}", columns)

@@ -40,7 +40,7 @@ class Cursor:
         if count > len(self.order):
             raise DataError(
                 f"{self.prompts.name}: a step takes {count} different prompts, but there are only {len(self.order)}. "
-                "Lower rollout.prompts_per_step (rollout.samples_per_prompt can make up for it)"
+                "Take fewer prompts in a step"
             )
         if self.position + count > len(self.order):
             self.epoch, self.position = self.epoch + 1, 0
@@ -66,6 +66,25 @@ class PromptStream:
     def of(cls, prompts: Sequence[Prompt], shuffle_seed: int = 0) -> Self:
         """A stream over one list of prompts."""
         return cls([PromptSet("train", prompts, shuffle_seed=shuffle_seed)])
+
+    def check(self, count: int, option: str) -> None:
+        """Refuses steps that are larger than a dataset, before the first of them.
+
+        Args:
+            count: prompts of a step.
+            option: dotted key of the setting that says so.
+
+        Raises:
+            DataError: a dataset has fewer prompts than its part of one step.
+        """
+        turns = self._turns(count)
+        for index, cursor in enumerate(self._cursors):
+            asked, there = turns.count(index), len(cursor.order)
+            if asked > there:
+                raise DataError(
+                    f"{cursor.prompts.name}: a step of {option}={count} takes {asked} different prompts of it, "
+                    f"but there are only {there}. Lower {option}"
+                )
 
     def next(self, count: int) -> list[Prompt]:
         """The next `count` prompts, all different.

@@ -55,6 +55,8 @@ async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
     vocabulary = vocabulary_of(config.model)
     announce(config, vocabulary)
     prompts = load_data(config, vocabulary)
+    prompts.write_skipped(output_dir)
+    stream = prompts.stream(config.task.batch_size, "task.batch_size")
     workers = Workers(config)
     learner = build_learner(config, vocabulary, workers)
     engine = build_engine(config, vocabulary, workers, output_dir)
@@ -78,7 +80,7 @@ async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
         )
         controller = Controller(
             experience=SupervisedExperience(
-                stream=prompts.stream(),
+                stream=stream,
                 reference=referee(vocabulary, config.task.response_key, "task.response_key"),
                 batch_size=config.task.batch_size,
             ),

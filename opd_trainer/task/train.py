@@ -58,6 +58,8 @@ async def _train(config: Config, output_dir: Path, tracker: Tracker, asked_to_st
     vocabulary = vocabulary_of(config.model)
     announce(config, vocabulary)
     prompts = load_data(config, vocabulary)
+    prompts.write_skipped(output_dir)
+    stream = prompts.stream(config.rollout.prompts_per_step, "rollout.prompts_per_step")
     workers = Workers(config)
     learner = build_learner(config, vocabulary, workers)
     engine = build_engine(config, vocabulary, workers, output_dir)
@@ -77,7 +79,7 @@ async def _train(config: Config, output_dir: Path, tracker: Tracker, asked_to_st
         for server in servers.values():
             await server.preflight()
         experience = OnPolicyExperience(
-            stream=prompts.stream(),
+            stream=stream,
             engine=engine,
             judges=[reward, *teachers],
             sampling=sampling,

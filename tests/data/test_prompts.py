@@ -1,7 +1,9 @@
 import json
 
+import datasets
 import pytest
 
+from opd_trainer.build.data import SKIPPED_ROWS, Prompts
 from opd_trainer.data.config import DataConfig, MixtureData, OnBadRow
 from opd_trainer.data.prompts import check_disjoint, check_teachers, load_prompts, load_training_sets
 from opd_trainer.errors import DataError
@@ -90,6 +92,52 @@ BAD_ROWS = {
 def test_malformed_row_names_file_line_and_reason(load, bad):
     with pytest.raises(DataError, match=rf"train\.jsonl, line 2: .*{BAD_ROWS[bad]}.*data\.on_bad_row=skip"):
         load([{"prompt": "a", "label": "1"}, bad])
+
+
+def test_a_wrong_column_and_a_long_prompt_name_the_key_that_mends_it(load):
+    row = {"question": "1+1=", "label": "2"}
+    with pytest.raises(DataError, match=r"only 'question', 'label'\. Set data\.prompt_key to one of them"):
+        load([row])
+    with pytest.raises(DataError, match=r"Set data\.label_key to one of them, or to null where there is none"):
+        load([row], prompt_key="question", label_key="answer")
+    with pytest.raises(DataError, match=r"Raise rollout\.max_prompt_tokens to 5.*data\.on_long_prompt=skip"):
+        load([row], prompt_key="question", max_prompt_tokens=4, on_long_prompt=OnBadRow.error)
+
+
+def test_messages_name_the_dataset_that_they_are_about(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": 5, "label": 1}\n')
+    mixture = MixtureData(datasets={"sums": DataConfig(path=str(path))})
+    with pytest.raises(DataError, match=r"set data\.datasets\.sums\.on_bad_row=skip"):
+        load_training_sets(mixture, tokenizer, max_prompt_tokens=10)
+    with pytest.raises(DataError, match=r"Set eval\.datasets\.sums\.split=train"):
+        load_dictionary(tmp_path, tokenizer)
+
+
+def load_dictionary(folder, tokenizer):
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_list([{"prompt": "a", "label": "1"}])})
+    splits.save_to_disk(str(folder / "splits"))
+    config = DataConfig(path=str(folder / "splits"), split="test")
+    return load_prompts(config, tokenizer, name="sums", max_prompt_tokens=10, at="eval.datasets.sums")
+
+
+def test_rows_left_out_are_on_record(load, tmp_path):
+    good = {"prompt": "a", "label": "1"}
+    train = load([good, '{"prompt": '], on_bad_row=OnBadRow.skip)
+    long = load([good, {"prompt": "long", "label": "1"}], name="test", max_prompt_tokens=2)
+    prompts = Prompts([train], [long])
+    prompts.write_skipped(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / SKIPPED_ROWS).read_text().splitlines()]
+    assert [(row["dataset"], row["place"].rpartition(", ")[2]) for row in rows] == [
+        ("train", "line 2"),
+        ("test", "line 2"),
+    ]
+    assert "5 tokens" in rows[1]["reason"]
+
+
+def test_no_record_where_nothing_was_left_out(load, tmp_path):
+    Prompts([load([{"prompt": "a", "label": "1"}])], []).write_skipped(tmp_path)
+    assert not (tmp_path / SKIPPED_ROWS).exists()
 
 
 def test_skipped_rows_are_counted_and_listed(load, caplog):

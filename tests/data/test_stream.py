@@ -42,8 +42,15 @@ def test_a_step_never_holds_a_prompt_twice():
 
 
 def test_too_few_prompts():
-    with pytest.raises(DataError, match=r"takes 4 different prompts.*only 3.*rollout\.prompts_per_step"):
+    with pytest.raises(DataError, match=r"takes 4 different prompts.*only 3"):
         PromptStream.of(prompts(3)).next(4)
+
+
+def test_too_few_prompts_are_told_before_the_first_step():
+    sets = [PromptSet("a", prompts(9, "a"), weight=3.0), PromptSet("b", prompts(2, "b"))]
+    PromptStream(sets).check(8, "rollout.prompts_per_step")
+    with pytest.raises(DataError, match=r"b: a step of task\.batch_size=12 takes 3 .*only 2. Lower task\.batch_size"):
+        PromptStream(sets).check(12, "task.batch_size")
 
 
 @settings(max_examples=50, deadline=None)
