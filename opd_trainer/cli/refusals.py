@@ -49,7 +49,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "Nothing would be learned": (
         "opd=off estimator=none",
         "opd=off opd.only_reward=true",
+        "opd=off reward=none",
         "opd=off rollout.samples_per_prompt=1",
+        "rollout.samples_per_prompt=1 opd.kl_coef=0",
         "estimator=none opd.kl_coef=0",
         "estimator=none reference.kl_coef=0.1 reference.apply=reward",
         "loss.updates_per_rollout=0",
@@ -85,11 +87,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "estimator.loss.dual_clip=1",
         "estimator=sapo estimator.loss.tau_pos=0",
         "loss.correction=tis loss.correction_low=3",
+        "loss.correction=icepop loss.correction_low=2 loss.correction_high=3",
     ),
     "Filters": (
         "estimator=none rollout.filter.zero_std=drop",
         "rollout.samples_per_prompt=1 rollout.filter.zero_std=replace",
         "reward=none rollout.filter.zero_std=drop",
+        "rollout.filter.zero_std=replace rollout.filter.max_rounds=1",
     ),
     "Teachers": (
         OWN,
@@ -105,6 +109,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "teacher=dedicated cluster=ray teacher.tensor_parallel=2",
         "teacher=dedicated cluster=ray teacher.pack=true teacher.max_tokens_per_device=0",
         "+teacher@teachers.maths=dedicated teachers.maths.load=demo:teacher cluster=ray",
+    ),
+    "Grading": (
+        "eval.samples_per_prompt=4",
+        "reward.scale=0.4",
+        "reward.scale=-1",
+        "eval.correct_part=correct",
+        "reward=composite +reward@reward.parts.right=exact eval.correct_part=wrong",
+        "data.label_key=null",
     ),
     "Data, rewards, checkpoints": (
         "data.path=null",
@@ -123,6 +135,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "reward=remote",
         "reward=composite",
         "reward=length reward.free_tokens=100 reward.max_tokens=50",
+        "reward=length reward.free_tokens=-1",
         "reward=format \"reward.pattern='('\"",
         "reward=math reward.num_workers=0",
         "reward.timeout_s=0",
@@ -146,7 +159,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "Rollouts of older weights": (
         "rollout.mode=one_step_off opd.student_log_prob=rollout",
-        "rollout.mode=one_step_off loss.correction_low=2 loss.correction_high=3",
+        "rollout.mode=one_step_off loss.correction_high=0.5",
         "rollout.mode=one_step_off steps=1",
     ),
     "Parallel layouts": (
@@ -166,6 +179,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "Numbers out of range": (
         "steps=-1 rollout.prompts_per_step=0 checkpoint.keep=0",
         "rollout.top_p=0",
+        "opd.clip=nan",
     ),
     "Command lines": (
         "opd.kl_coeff=0.5",

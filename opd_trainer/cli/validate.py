@@ -11,6 +11,7 @@ from opd_trainer.cli.rules import (
     algorithms,
     clusters,
     filters,
+    grading,
     inputs,
     layouts,
     ranges,
@@ -24,7 +25,14 @@ from opd_trainer.config import Config
 from opd_trainer.errors import Problem
 from opd_trainer.task.config import ConvertTask, DoctorTask, ServeTask, ServeTeacherTask, SummarizeTask, TrainTask
 
-ALWAYS: tuple[Rule, ...] = (*inputs.ALWAYS, *clusters.ALWAYS, *layouts.ALWAYS, *ranges.ALWAYS, *serving.ALWAYS)
+ALWAYS: tuple[Rule, ...] = (
+    *inputs.ALWAYS,
+    *clusters.ALWAYS,
+    *layouts.ALWAYS,
+    *ranges.ALWAYS,
+    *serving.ALWAYS,
+    *grading.ALWAYS,
+)
 CONVERTING: tuple[Rule, ...] = (*inputs.CONVERTING, *layouts.CONVERTING, *ranges.CONVERTING)
 TRAINING: tuple[Rule, ...] = (*teaching.TRAINING, *algorithms.TRAINING, *filters.TRAINING, *rollouts.TRAINING)
 
@@ -33,6 +41,10 @@ def validate(config: Config, named: Named) -> list[Problem]:
     """Every problem that the rules find."""
     if isinstance(config.task, DoctorTask):
         return []
+    # Every comparison with one of them is false, so that no other rule would mean anything.
+    unknown = list(ranges.numbers_are_numbers(config, named))
+    if unknown:
+        return unknown
     if isinstance(config.task, ConvertTask):
         return [problem for rule in CONVERTING for problem in rule(config, named)]
     if isinstance(config.task, SummarizeTask):

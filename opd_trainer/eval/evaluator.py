@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from opd_trainer.data.prompts import PromptSet
-from opd_trainer.errors import ConfigError, DataError, Problem
+from opd_trainer.errors import DataError
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.eval.statistics import Estimate, estimate, pass_at_k
 from opd_trainer.metrics import Metrics
@@ -79,11 +79,6 @@ class Evaluator:
     def __init__(
         self, config: EvalConfig, held_out: Sequence[PromptSet], reward: Grader, sampling: Sampling, seed: int
     ) -> None:
-        if config.samples_per_prompt > 1 and sampling.temperature == 0:
-            what = f"{config.samples_per_prompt} with eval.temperature=0"
-            why = "greedy decoding gives the same response every time"
-            fix = "Set eval.samples_per_prompt=1, or eval.temperature=0.6"
-            raise ConfigError([Problem("eval.samples_per_prompt", what, why, fix)])
         self._config, self._sets, self._grader, self._sampling = config, held_out, reward, sampling
         prompts = [prompt for prompts in held_out for prompt in prompts.prompts]
         self._requests = requests_for(prompts, config.samples_per_prompt, seed, "eval")

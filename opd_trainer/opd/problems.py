@@ -115,7 +115,12 @@ def _shape(opd: OpdConfig) -> list[Problem]:
     found = []
     if opd.clip is not None and opd.clip <= 0:
         found.append(
-            Problem("opd.clip", f"{opd.clip}", "every token's term would be 0", "Set opd.clip=10, or null not to clip.")
+            Problem(
+                "opd.clip",
+                f"{opd.clip}",
+                "it bounds the size of each token's term, of which nothing would be left",
+                "Set opd.clip=10, or null not to clip.",
+            )
         )
     if not 0 < opd.trust_alpha <= 1:
         found.append(

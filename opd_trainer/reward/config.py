@@ -27,7 +27,7 @@ class RewardConfig:
 
 @dataclass(slots=True)
 class NoReward(RewardConfig):
-    """0 for every sample: distillation alone, for prompts without labels."""
+    """0 for every sample: distillation alone, for prompts without labels. Evaluation grades nothing then."""
 
 
 @dataclass(slots=True)

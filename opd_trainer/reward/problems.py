@@ -48,6 +48,10 @@ def _limits(config: RewardConfig, at: str) -> Iterator[Problem]:
 
 
 def _length(config: LengthReward, at: str) -> Iterator[Problem]:
+    if config.free_tokens < 0:
+        yield Problem(
+            f"{at}.free_tokens", f"{config.free_tokens}", "no response is that short", f"Set {at}.free_tokens=0"
+        )
     if config.max_tokens <= config.free_tokens:
         yield Problem(
             f"{at}.max_tokens",

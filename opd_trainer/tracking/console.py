@@ -16,8 +16,8 @@ Format = Callable[[float], str]
 
 
 def percent(share: float) -> str:
-    """A share between 0 and 1."""
-    return f"{share:.1%}"
+    """A share between 0 and 1; a dash where it is not known."""
+    return "-" if math.isnan(share) else f"{share:.1%}"
 
 
 def significant(value: float) -> str:

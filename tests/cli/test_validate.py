@@ -127,6 +127,8 @@ SCRATCH = ("demo=null", "data.path=x", "model.load=null", "model.huggingface=x",
     ("arguments", "key"),
     [
         (("opd=off", "rollout.samples_per_prompt=1"), "rollout.samples_per_prompt"),
+        (("opd=off", "reward=none"), "reward"),
+        (("rollout.samples_per_prompt=1", "opd.kl_coef=0"), "rollout.samples_per_prompt"),
         (("opd=off", "estimator=none"), "estimator"),
         (("opd=off", "opd.only_reward=true"), "opd.only_reward"),
         (("estimator=none", "opd.kl_coef=0"), "opd.kl_coef"),
@@ -140,11 +142,24 @@ SCRATCH = ("demo=null", "data.path=x", "model.load=null", "model.huggingface=x",
         (("reward=none", "rollout.filter.zero_std=drop"), "rollout.filter.zero_std"),
         (("reward.scale=0", "rollout.filter.zero_std=drop"), "rollout.filter.zero_std"),
         (("rollout.filter.max_rounds=0",), "rollout.filter.max_rounds"),
+        (("rollout.filter.zero_std=replace", "rollout.filter.max_rounds=1"), "rollout.filter.max_rounds"),
         (("checkpoint.keep=0",), "checkpoint.keep"),
         (("reference.kl_coef=0.1", "reference.estimator=k1"), "reference.estimator"),
         (("reference.kl_coef=0.1", "reference.apply=reward", "reference.estimator=k3"), "reference.estimator"),
         (("opd.apply=before_normalization",), "opd.apply"),
         (("opd.clip=0",), "opd.clip"),
+        (("opd.clip=nan",), "opd.clip"),
+        (("eval.datasets.heldout.weight=nan",), "eval.datasets.heldout.weight"),
+        (("loss.correction=tis", "loss.correction_low=1.5"), "loss.correction_low"),
+        (("loss.correction=icepop", "loss.correction_high=0.5"), "loss.correction_high"),
+        (("reward.scale=0.4",), "eval.correct_above"),
+        (("reward.scale=2", "reward.offset=1"), "eval.correct_above"),
+        (("reward.scale=-1",), "reward.scale"),
+        (("eval.samples_per_prompt=2",), "eval.samples_per_prompt"),
+        (("eval.correct_part=right",), "eval.correct_part"),
+        (("rollout.filter.part=right",), "rollout.filter.part"),
+        (("data.label_key=null",), "data.label_key"),
+        (("eval.datasets.heldout.label_key=null",), "eval.datasets.heldout.label_key"),
         (("estimator.loss.eps_low=2",), "estimator.loss.eps_low"),
         (("loss.updates_per_rollout=0",), "loss.updates_per_rollout"),
         (("megatron.tensor_parallel=2",), "cluster"),
@@ -246,6 +261,31 @@ def test_one_sample_per_prompt_is_fine_with_a_teacher(check: Any) -> None:
 )
 def test_filters_accepted(check: Any, arguments: tuple[str, ...]) -> None:
     assert check(*arguments), check.message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("reward.scale=2", "reward.offset=-1"),
+        ("reward.scale=0.4", "eval.correct_above=0.2"),
+        ("reward=none", "eval.datasets.heldout.label_key=null", "data.label_key=null"),
+        ("reward=length", "opd=off"),
+        ("opd.kl_coef=0", "opd.schedule.kind=linear", "opd.schedule.final=1", "estimator=none"),
+        ("reward=composite", "+reward@reward.parts.right=exact", "eval.correct_part=right"),
+        ("reward=composite", "+reward@reward.parts.right=exact", "rollout.filter.part=right"),
+        ("reward=custom", "reward.path=math:sqrt", "eval.correct_part=style"),
+        ("loss.correction=none", "loss.correction_low=1.5"),
+        ("loss.correction_high=inf", "loss.correction=tis"),
+    ],
+)
+def test_grading_accepted(check: Any, arguments: tuple[str, ...]) -> None:
+    assert check(*arguments), check.message
+
+
+def test_all_that_keeps_the_student_from_learning_is_named_with_its_fix(check: Any) -> None:
+    assert not check("opd=off", "estimator=none", "reward=none")
+    assert "estimator=none and reward=none with opd=off" in check.message
+    assert "or estimator=grpo reward=exact" in check.message
 
 
 def test_other_tasks_do_not_ask_for_a_teacher(check: Any, own: list[str]) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from opd_trainer.data.prompts import PromptSet
-from opd_trainer.errors import ConfigError, DataError
+from opd_trainer.errors import DataError
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.eval.evaluator import Evaluator, doublings
+from opd_trainer.eval.problems import eval_problems
 from opd_trainer.metrics import Metrics
 from opd_trainer.reward.config import CompositeReward, CustomReward, ExactReward, LengthReward, NoReward, Per
 from opd_trainer.reward.pool import RewardPool
@@ -195,8 +196,9 @@ def test_an_aborted_sample_counts_as_failed():
 
 
 def test_greedy_with_several_samples_is_refused():
-    with pytest.raises(ConfigError, match=r"eval\.temperature=0\.6"):
-        evaluate([prompt_set("a", ["1"])], lambda r: ("", Finish.stop), samples_per_prompt=2)
+    [problem] = eval_problems(EvalConfig(samples_per_prompt=2))
+    assert "eval.temperature=0.6" in problem.fix
+    assert eval_problems(EvalConfig(samples_per_prompt=2, temperature=1.0)) == eval_problems(EvalConfig()) == []
 
 
 def test_doublings():

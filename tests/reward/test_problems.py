@@ -28,6 +28,7 @@ from opd_trainer.reward.problems import reward_problems
         (FormatReward(pattern="("), "reward.pattern", "unterminated"),
         (MathReward(num_workers=0), "reward.num_workers", "1 or more"),
         (LengthReward(free_tokens=5, max_tokens=5), "reward.max_tokens", "no room"),
+        (LengthReward(free_tokens=-1), "reward.free_tokens", "short"),
         (CompositeReward(), "reward.parts", "a sum needs parts"),
         (CompositeReward(parts={"a": CustomReward(path="math:pi")}), "reward.parts.a.path", "Set reward.parts.a.path"),
         (ExactReward(timeout_s=0), "reward.timeout_s", "fast"),

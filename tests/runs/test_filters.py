@@ -38,7 +38,7 @@ def test_steps_without_anything_to_learn_from_leave_the_weights_alone(small: Pat
     assert list(column(output, "rollout/skipped_steps")) == [1, 1, 1]
     assert not any("train/loss" in line for line in steps(output))
     frozen = small / "frozen"
-    assert launch(small, frozen, "opd=off", "reward=none", "megatron.optimizer.lr=0") == 0
+    assert launch(small, frozen, "opd=off", "megatron.optimizer.lr=0") == 0
     assert list(column(output, "rollout/log_prob")) == list(column(frozen, "rollout/log_prob"))
 
 

@@ -10,8 +10,9 @@ from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.estimator.problems import estimator_problems
 from opd_trainer.loss.config import KlApply, KlEstimator
 from opd_trainer.loss.problems import loss_problems, policy_loss_problems, reference_problems
-from opd_trainer.opd.config import OpdType, ScheduleKind
+from opd_trainer.opd.config import OpdConfig, OpdType, ScheduleKind
 from opd_trainer.opd.problems import opd_problems
+from opd_trainer.reward.config import NoReward
 
 
 def algorithm(config: Config, named: Named) -> Iterator[Problem]:
@@ -38,12 +39,14 @@ def server_temperature(config: Config, named: Named) -> Iterator[Problem]:
 def group_needs_siblings(config: Config, named: Named) -> Iterator[Problem]:
     """A group estimator with one sample per prompt has advantage 0; without OPD nothing is learned."""
     alone = "group" in config.estimator.needs and config.rollout.samples_per_prompt == 1
-    if alone and config.opd.type is OpdType.off:
+    untaught = "opd=off" if config.opd.type is OpdType.off else "opd.kl_coef=0" if silent(config.opd) else None
+    if alone and untaught is not None:
         yield Problem(
             "rollout.samples_per_prompt",
-            "1 with a group-relative estimator and opd=off",
+            f"1 with a group-relative estimator and {untaught}",
             "the advantage of a response relative to itself is 0, so nothing would be learned",
-            "Set rollout.samples_per_prompt=4, estimator=reinforce_plus_plus, or opd=megatron",
+            "Set rollout.samples_per_prompt=4, estimator=reinforce_plus_plus, or "
+            + ("opd=megatron" if untaught == "opd=off" else "opd.kl_coef=1"),
         )
 
 
@@ -68,6 +71,12 @@ def rewardless(config: Config) -> str | None:
     return "estimator=none" if isinstance(config.estimator, NoEstimator) else None
 
 
+def silent(opd: OpdConfig) -> bool:
+    """Whether the teacher is there, but never says anything: its coefficient is 0 in every step."""
+    moves = opd.schedule.kind is not ScheduleKind.constant and opd.schedule.final != 0
+    return opd.on and opd.kl_coef == 0 and not moves
+
+
 def unused_critic(config: Config, named: Named) -> Iterator[Problem]:
     """A critic is configured, but the estimator needs no values."""
     if config.estimator.critic_loss is None and "critic" in named:
@@ -81,22 +90,29 @@ def unused_critic(config: Config, named: Named) -> Iterator[Problem]:
 
 def someone_teaches(config: Config, named: Named) -> Iterator[Problem]:
     """Neither a task reward nor a teacher reaches the student."""
-    cause, opd = rewardless(config), config.opd
-    if cause is None or opd.type is None:
+    causes = {
+        "opd.only_reward=true": (config.opd.only_reward, "opd.only_reward=false"),
+        "estimator=none": (isinstance(config.estimator, NoEstimator), "estimator=grpo"),
+        "reward=none": (isinstance(config.reward, NoReward), "reward=exact"),
+        "reward.scale=0": (config.reward.scale == 0, "reward.scale=1"),
+    }
+    found = [cause for cause, (is_so, _) in causes.items() if is_so]
+    if not found:
         return
-    if opd.type is OpdType.off:
+    rewarded = " ".join(fix for is_so, fix in causes.values() if is_so)
+    if config.opd.type is OpdType.off:
         yield Problem(
-            cause.partition("=")[0],
-            f"{cause} with opd=off",
+            found[0].partition("=")[0],
+            f"{' and '.join(found)} with opd=off",
             "without a task reward and without a teacher nothing would be learned",
-            "Set opd=megatron with teacher.load=DIR, or estimator=grpo opd.only_reward=false",
+            f"Set opd=megatron with teacher.load=DIR, or {rewarded}",
         )
-    elif opd.kl_coef == 0 and opd.schedule.kind is ScheduleKind.constant:
+    elif silent(config.opd):
         yield Problem(
             "opd.kl_coef",
-            f"0 with {cause}",
+            f"0 with {' and '.join(found)}",
             "neither the task reward nor the teacher would reach the student",
-            "Set opd.kl_coef=1.0, or estimator=grpo opd.only_reward=false",
+            f"Set opd.kl_coef=1.0, or {rewarded}",
         )
 
 

@@ -38,6 +38,13 @@ def contrast_is_possible(config: Config, named: Named) -> Iterator[Problem]:
             "the rewards of a group of one are all the same: every group would be left out",
             "Set rollout.samples_per_prompt=4, or rollout.filter.zero_std=keep",
         )
+    if filters.zero_std is ZeroStd.replace and filters.max_rounds == 1:
+        yield Problem(
+            "rollout.filter.max_rounds",
+            "1 with rollout.filter.zero_std=replace",
+            "the first round of generation is one of them, so that nothing would be replaced",
+            "Set rollout.filter.max_rounds=4, or rollout.filter.zero_std=drop",
+        )
     if isinstance(config.reward, NoReward) or config.reward.scale == 0:
         yield Problem(
             "rollout.filter.zero_std",

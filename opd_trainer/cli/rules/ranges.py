@@ -1,11 +1,34 @@
 """Numbers that have a smallest sensible value."""
 
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from opd_trainer.cli.named import Named
 from opd_trainer.cli.rules.common import Rule
 from opd_trainer.config import Config
 from opd_trainer.errors import Problem
+
+
+def numbers_are_numbers(config: Config, named: Named) -> Iterator[Problem]:
+    """`nan` is a number for YAML and for Python; it would pass every other rule."""
+    for key, value in _leaves(config, ""):
+        if isinstance(value, float) and math.isnan(value):
+            yield Problem(key, "nan", "it is not a number", f"Set {key} to one, or drop it")
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every value of the configuration with its dotted key."""
+    if dataclasses.is_dataclass(value):
+        inner: list[tuple[str, Any]] = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        inner = [(str(name), item) for name, item in value.items()]
+    else:
+        yield key, value
+        return
+    for name, item in inner:
+        yield from _leaves(item, f"{key}.{name}" if key else name)
 
 
 def ranges(config: Config, named: Named) -> Iterator[Problem]:

@@ -24,16 +24,16 @@ def term_is_about_the_student(config: Config, named: Named) -> Iterator[Problem]
 
 
 def correction_corrects(config: Config, named: Named) -> Iterator[Problem]:
-    """A band of ratios that leaves out 1 removes what is on-policy."""
+    """A band of ratios that leaves out 1 changes or removes what is on-policy."""
     options = config.loss
     late = config.rollout.mode is RolloutMode.one_step_off
-    if not late or options.correction is Correction.none:
-        return
-    if not options.correction_low <= 1 <= options.correction_high:
+    used = late if options.correction is None else options.correction is not Correction.none
+    low, high = options.correction_low, options.correction_high
+    if used and 0 <= low < high and not low <= 1 <= high:
         yield Problem(
-            "loss.correction_high",
-            f"band [{options.correction_low}, {options.correction_high}] with rollout.mode=one_step_off",
-            "tokens on which the two versions agree have ratio 1, which must lie inside",
+            "loss.correction_high" if high < 1 else "loss.correction_low",
+            f"band [{low:g}, {high:g}]",
+            "tokens on which engine and trainer agree have ratio 1, which must lie inside",
             "Set loss.correction_low=0 loss.correction_high=2",
         )
 
