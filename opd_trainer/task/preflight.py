@@ -68,7 +68,6 @@ def inputs_of(config: Config) -> tuple[Vocabulary, Prompts]:
     """
     vocabulary = vocabulary_of(config.model)
     prompts = load_data(config, vocabulary)
-    prompts.stream(config.rollout.prompts_per_step, "rollout.prompts_per_step")
     if config.opd.type is OpdType.megatron:
         for name, teacher in teachers_of(config).items():
             checked_teacher(name, teacher, config.model)
