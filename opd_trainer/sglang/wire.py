@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -183,10 +184,10 @@ def _columns(entries: Sequence[Any]) -> tuple[Tensor, list[int]]:
     # SGLang writes NaN as null, and an impossible token as the lowest float32.
     if not set(map(type, values)) <= {int, float}:
         raise RequestFailed(ScoreStatus.nonfinite, "a log-prob is null")
-    log_probs = torch.tensor(values, dtype=torch.float32)
-    if not bool((log_probs.abs() < 1e30).all()):
+    # Whatever is not finite, or as low, makes the sum so; log-probs have one sign, and cannot make up for each other.
+    if not abs(sum(values)) < 1e30:
         raise RequestFailed(ScoreStatus.nonfinite, "a log-prob is not finite")
-    return log_probs, ids
+    return torch.from_numpy(np.asarray(values, dtype=np.float32)), ids
 
 
 def _finish(reason: Any) -> Finish:

@@ -83,18 +83,22 @@ class SglangTeacher:
         """
         if sample.prompt.teacher != self._name:
             return sample
-        sample = sample.replace(teacher_temperature=self.temperature)
+        temperature = self.temperature
         if len(sample.response) == 0:
-            return sample.replace(teacher_log_probs=torch.empty(0), teacher_topk=_no_candidates(self._top_k))
+            return sample.replace(
+                teacher_temperature=temperature,
+                teacher_log_probs=torch.empty(0),
+                teacher_topk=_no_candidates(self._top_k),
+            )
         prompt, response = sample.prompt.tokens.tolist(), sample.response.tolist()
         start = time.monotonic()
         try:
             self._check_length(len(prompt) + len(response))
-            body = score_body([*prompt, *response], len(prompt), self._top_k, self.temperature)
+            body = score_body([*prompt, *response], len(prompt), self._top_k, temperature)
             scored = await self.client.generate(body, lambda answer: read_scored(answer, response, self._top_k))
         except RequestFailed as failure:
             self._tally.add(failure.status, str(failure))
-            return settle(sample, failure, self._config.on_failure)
+            return settle(sample.replace(teacher_temperature=temperature), failure, self._config.on_failure)
         self._seconds += time.monotonic() - start
         self._tally.add(ScoreStatus.ok)
         self._cached_tokens += scored.cached_tokens
@@ -102,7 +106,10 @@ class SglangTeacher:
         if sample.topk is not None and scored.topk is not None:
             self._overlap.update(overlap_metrics(overlap(sample.topk.ids, scored.topk)))
         return sample.replace(
-            teacher_log_probs=scored.log_probs, teacher_topk=scored.topk, teacher_status=ScoreStatus.ok
+            teacher_temperature=temperature,
+            teacher_log_probs=scored.log_probs,
+            teacher_topk=scored.topk,
+            teacher_status=ScoreStatus.ok,
         )
 
     def metrics(self) -> Metrics:
