@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,21 +31,12 @@ KEPT = (
     "step",
     "eval/heldout/pass@1",
     "eval/reverse_kl",
-    "eval/gsm8k/reference_nll",
     "opd/reverse_kl",
     "rollout/reward",
-    "rollout/response_length/mean",
-    "rollout/dropped",
-    "opd/masked_fraction",
     "train/rollout_log_prob_diff",
     "perf/step_time",
-    "perf/rollout_time",
-    "perf/teacher_time",
-    "perf/train_time",
-    "perf/sync_time",
-    "perf/tokens_per_s",
 )
-"""Metrics that are kept; all seventy of them would be ten times as much."""
+"""Metrics that are kept of every run; all seventy of them would be ten times as much."""
 COMMON = ("eval.every=10",)
 
 
@@ -181,15 +172,16 @@ def execute_all(planned: Sequence[Planned], jobs: int) -> list[Run]:
         return list(pool.map(lambda one: execute(*one), planned))
 
 
-def keep_run(source: Path, target: Path) -> None:
-    """Copies summary and metrics of a run directory, as far as pages use them."""
+def keep_run(source: Path, target: Path, more: Iterable[str] = ()) -> None:
+    """Copies summary and metrics of a run directory, as far as pages use them; `more` names metrics beside `KEPT`."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / SUMMARY, target / SUMMARY)
-    kept = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in read_rows(source / METRICS)]
+    names = tuple(dict.fromkeys((*KEPT, *more)))
+    kept = [{name: row[name] for name in names if row.get(name) is not None} for row in read_rows(source / METRICS)]
     (target / METRICS).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
 
-def keep(source: Path, target: Path) -> None:
+def keep(source: Path, target: Path, more: Iterable[str] = ()) -> None:
     """Copies what the pages are made from."""
-    keep_run(source, target)
+    keep_run(source, target, more)
     shutil.copyfile(source / ORIGIN, target / ORIGIN)

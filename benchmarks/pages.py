@@ -28,12 +28,14 @@ class Page:
         planned: its runs.
         text: the page.
         figure: the picture.
+        metrics: that it needs beside those that are kept of every run.
     """
 
     name: str
     planned: Sequence[Planned]
     text: Callable[[Sequence[Run]], str]
     figure: Callable[[Sequence[Run]], Figure]
+    metrics: Sequence[str] = ()
 
     def kept(self) -> list[Run]:
         """Its runs as they are kept."""
@@ -42,7 +44,7 @@ class Page:
     def run(self, jobs: int) -> None:
         """Runs what is missing, and keeps it."""
         for run in execute_all(self.planned, jobs):
-            keep(RUNS / run.name, RAW / self.name / run.name)
+            keep(RUNS / run.name, RAW / self.name / run.name, self.metrics)
 
     def draw(self) -> None:
         """Writes page and picture."""

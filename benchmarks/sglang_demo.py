@@ -86,7 +86,7 @@ weights were sent over it.
 """
 
 
-PAGE = Page("sglang", [(VARIANT, SEED)], text, figure)
+PAGE = Page("sglang", [(VARIANT, SEED)], text, figure, ("rollout/dropped", "opd/masked_fraction"))
 
 if __name__ == "__main__":
     main(PAGE)

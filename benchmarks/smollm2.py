@@ -41,9 +41,11 @@ VARIANTS = (
     Variant("inline", "teacher beside the student, whole distributions", (), "#1f6fb2"),
     Variant("server", "teacher on an SGLang server, sampled tokens", SERVER, "#d9622b"),
 )
+PHASES = ("rollout", "teacher", "train", "sync")
+METRICS = ("eval/gsm8k/reference_nll", "perf/tokens_per_s", *(f"perf/{phase}_time" for phase in PHASES))
+"""Kept beside what is kept of every run."""
 SAMPLES = "samples.json"
 SHOWN = 2
-PHASES = ("rollout", "teacher", "train", "sync")
 WARM_UP = 2
 
 
@@ -59,7 +61,7 @@ def execute(variant: Variant) -> None:
         set_aside_if_stale(source)
         print(f"== {variant.title}", flush=True)
         launch([*COMMON, *variant.overrides], source, "resume=auto")
-    keep(source, target)
+    keep(source, target, METRICS)
     (target / SAMPLES).write_text(json.dumps(samples(source), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from benchmarks.pages import made_at, write
 from opd_trainer.run_record import RUN_FILE
 from opd_trainer.sweep.plot import draw
 from opd_trainer.sweep.record import SWEEP_FILE
-from opd_trainer.sweep.results import Setting, read_settings
+from opd_trainer.sweep.results import AVERAGED, Setting, read_settings
 from opd_trainer.sweep.table import markdown
 
 ARGUMENTS = ("-m", "opd_kl_coef=0.1,0.25,0.5,1.0,2.0", "seed=0,1", "eval.every=10")
@@ -34,10 +34,9 @@ def run() -> None:
         shutil.copyfile(DIRECTORY / name, KEPT_SWEEP / name)
     for setting in read_settings(DIRECTORY):
         for outcome in setting.outcomes:
-            keep_run(DIRECTORY / outcome.trial.directory, KEPT_SWEEP / outcome.trial.directory)
-            shutil.copyfile(
-                DIRECTORY / outcome.trial.directory / RUN_FILE, KEPT_SWEEP / outcome.trial.directory / RUN_FILE
-            )
+            source, target = (folder / outcome.trial.directory for folder in (DIRECTORY, KEPT_SWEEP))
+            keep_run(source, target, AVERAGED.values())
+            shutil.copyfile(source / RUN_FILE, target / RUN_FILE)
 
 
 def configurations(settings: Sequence[Setting]) -> str:
