@@ -14,7 +14,7 @@ SIGNS = FULL_WIDTH | {
     ord(sign): plain
     for sign, plain in {
         "\u3000": " ", "\xa0": " ", "。": ".", "、": ",", "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ",
-        "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ", "²": "^2", "³": "^3",
+        "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ", "º": r"^\circ", "∶": ":", "²": "^2", "³": "^3",
         "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "￥": "¥", "“": '"', "”": '"',
     }.items()
 }  # fmt: skip
@@ -57,7 +57,7 @@ UNITS = {
     "year": "years 年",
     "mph": "",
     "unit": "units 单位",
-    "other": "个 人 次 种 只 本 条 块 颗 辆",
+    "other": "个 人 次 种 只 本 条 块 颗 辆 名 位 台 张 头 棵",
 }
 """Unit -> other spellings. `unit` and `other` name no quantity, so they agree with every unit."""
 
@@ -140,7 +140,7 @@ def undecorated(text: str) -> str:
     text = re.sub(r"\\(?:mbox|textbf|textit|textrm|mathrm|mathbf|operatorname|textnormal)(?=\s*\{)", r"\\text", text)
     text = re.sub(r"(?<=[_^])\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"{\1}", text)
     text = re.sub(r"(?<!\\)\\[!,;: ]|~|\\q?quad(?![A-Za-z])", " ", text).replace("{,}", ",")
-    text = re.sub(r"\^\s*\{\s*\\circ\s*\}", r"^\\circ", text)
+    text = re.sub(r"\^\s*\{\s*\\circ\s*\}|\\degree(?![A-Za-z])", r"^\\circ", text)
     while True:
         before = text
         text = text.strip().rstrip(".")
