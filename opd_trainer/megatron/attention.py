@@ -9,6 +9,7 @@ Two ways, chosen by device and number format:
 * varlen: torch's flash attention, on CUDA in 16 bit. No padding.
 * padded: everywhere else. Stretches with about as many keys are scattered into right-padded rows; with a causal mask a
   real query never sees the padding behind it, so whole sequences need no mask and SDPA may use its fused causal kernel.
+  Short rows on a CPU are two plain products.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from torch.nn import functional
 LONGEST_TO_SHORTEST = 2.0
 """Stretches share a padded block while the longest has at most this multiple of the shortest one's keys: at most half
 of the block's keys are padding, and a micro-batch needs few kernel launches."""
+SHORT = 256
+"""Keys up to which attention on a CPU is two products around a softmax. torch's fused kernel is built for long rows: at
+174 keys in bf16 its backward pass takes five times as long, at 34 keys ten times (one thread, AVX512_BF16)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,15 +246,33 @@ def padded_attention(
     outputs = []
     for block, *part in zip(blocks, *parts, strict=True):
         q, k, v = (rows.view(block.count, -1, *rows.shape[1:]).transpose(1, 2) for rows in part)
-        repeat = q.shape[1] // k.shape[1]
-        if repeat > 1:
-            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        out = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=block.visible, is_causal=block.visible is None, scale=scale
-        )
+        short = block.keys <= SHORT and q.device.type == "cpu"
+        out = (_short_attention if short else _fused_attention)(q, k, v, block.visible, scale)
         outputs.append(out.transpose(1, 2).reshape(block.count * block.length, *query.shape[1:]))
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return _Gather.apply(joined, query_slots)
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scale: float | None) -> Tensor:
+    """[count, H, length, D] for `query` of that shape, `key` and `value` [count, G, keys, D]; see `Block.visible`."""
+    repeat = query.shape[1] // key.shape[1]
+    if repeat > 1:
+        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=visible, is_causal=visible is None, scale=scale
+    )
+
+
+def _short_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scale: float | None) -> Tensor:
+    """The same by two products, in which the query heads that share a key head are rows of one matrix."""
+    count, heads, length, width = query.shape
+    grouped = count, key.shape[1], -1
+    if visible is None:
+        visible = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril_()
+    scores = torch.matmul(query.reshape(*grouped, width), key.transpose(-1, -2)).view(count, heads, length, -1)
+    unseen = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
+    shares = torch.add(unseen, scores, alpha=width**-0.5 if scale is None else scale).softmax(-1)
+    return torch.matmul(shares.view(*grouped, key.shape[2]), value).view(query.shape)
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, *, packed: Packed, scale: float | None) -> Tensor:

@@ -133,7 +133,13 @@ class Activations:
 
 
 def activations(
-    architecture: Architecture, layout: MegatronConfig, tokens: int, dtype: Dtype, stage: int = 0, *, repeats_keys: bool
+    architecture: Architecture,
+    layout: MegatronConfig,
+    tokens: int,
+    dtype: Dtype,
+    stage: int = 0,
+    *,
+    short_keys: int | None,
 ) -> Activations:
     """An estimate for training, without the output head; that of torch's operations, Transformer Engine's keep less.
 
@@ -145,10 +151,11 @@ def activations(
         tokens: S of each micro-batch.
         dtype: of weights and activations.
         stage: pipeline stage, from 0.
-        repeats_keys: whether attention keeps keys and values once for each query head (see `padded_attention`).
+        short_keys: most keys of rows whose attention is two products (see `padded_attention`), 0 where none is; None
+            where a varlen kernel does without padding.
     """
     layers = stage_layers(architecture.num_layers, layout)[stage]
-    layer = _layer_bytes(architecture, layout, BYTES[dtype], repeats_keys=repeats_keys)
+    layer = _layer_bytes(architecture, layout, BYTES[dtype], short_keys=short_keys)
     stream = _stream(architecture, layout)
     kept, working = _norm_bytes(stream, BYTES[dtype]), 0
     match layout.recompute:
@@ -163,7 +170,7 @@ def activations(
 
 def passing_bytes(architecture: Architecture, layout: MegatronConfig, tokens: int, dtype: Dtype) -> int:
     """An estimate of what a forward pass without gradient holds at once: one layer's results, all at their largest."""
-    layer = _layer_bytes(architecture, layout, BYTES[dtype], repeats_keys=True)
+    layer = _layer_bytes(architecture, layout, BYTES[dtype], short_keys=0)
     return tokens * max(layer.attention, layer.feed_forward)
 
 
@@ -175,12 +182,18 @@ class _LayerBytes:
     feed_forward: int
 
 
-def _layer_bytes(architecture: Architecture, layout: MegatronConfig, item: int, *, repeats_keys: bool) -> _LayerBytes:
+def _layer_bytes(
+    architecture: Architecture, layout: MegatronConfig, item: int, *, short_keys: int | None
+) -> _LayerBytes:
     tp, width = layout.tensor_parallel, architecture.head_dim
     heads, key_heads = architecture.num_heads // tp, architecture.num_kv_heads // tp
     queries, keys = heads * width, key_heads * width
-    # Angles of the rotation; queries, keys and values, padded and repeated where there is no varlen kernel; results.
-    attention = item * (4 * width + (5 * queries if repeats_keys else 2 * queries + 2 * keys)) + FP32 * heads
+    core = 2 * queries + 2 * keys
+    if short_keys is not None:
+        # Padded rows: keys and values once for each query head, or the shares of the keys.
+        core = max(5 * queries, core + heads * short_keys)
+    # Angles of the rotation; queries, keys, values and results.
+    attention = item * (4 * width + core) + FP32 * heads
     attention += 2 * _norm_bytes(_stream(architecture, layout), item)
     if architecture.qk_norm:
         # Queries copied out of the fused projection, which stays because of the keys and values.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from opd_trainer.errors import TrainingDiverged
-from opd_trainer.megatron.compat import cpu_tensors, has_gpu
+from opd_trainer.megatron.compat import cpu_tensors
 from opd_trainer.megatron.config import MegatronConfig, OptimizerConfig, Schedule
 
 
@@ -117,8 +117,7 @@ class Optimizer:
         )
         with cpu_tensors():
             self.megatron: Any = get_megatron_optimizer(config, self._chunks, use_gloo_process_groups=False)
-        if has_gpu():
-            _fuse(self.megatron)
+        _fuse(self.megatron)
         self.num_steps = 0
         """Optimizer steps taken; the state of the schedule."""
 
@@ -150,7 +149,8 @@ class Optimizer:
 
 
 def _fuse(megatron: Any) -> None:
-    """Lets torch's Adam update a parameter in one kernel; by default it computes whole copies of all parameters.
+    """Lets torch's Adam update a parameter in one kernel; by default it computes whole copies of all parameters on a
+    GPU, and goes over each ten times on a CPU.
 
     Nothing changes where Apex or Transformer Engine bring an Adam of their own.
     """

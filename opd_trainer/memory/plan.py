@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum, auto
 
+from opd_trainer.megatron.attention import SHORT
 from opd_trainer.megatron.config import MegatronConfig, Placement
 from opd_trainer.megatron.memory import (
     BYTES,
@@ -216,8 +217,10 @@ class _Update:
 def _update_bytes(part: Part, job: Job, tokens: int, stage: int, *, size: LocalSize, gpu: bool) -> _Update:
     """The peak of a training pass, or of the optimizer step after it where that is higher."""
     layout, last = job.layout, stage == job.layout.pipeline_parallel - 1
-    repeats = not gpu or part.dtype is Dtype.float32
-    peak = activations(part.architecture, layout, tokens, part.dtype, stage, repeats_keys=repeats).peak
+    short = 0 if gpu else min(job.longest, SHORT)
+    varlen = gpu and part.dtype is not Dtype.float32
+    keys = None if varlen else short
+    peak = activations(part.architecture, layout, tokens, part.dtype, stage, short_keys=keys).peak
     # Autograd makes the gradient of a matrix before it is added to the buffer.
     peak += size.largest * BYTES[part.dtype]
     logits = logits_bytes(part.architecture, layout, tokens, part.dtype, gradient=True) if last else 0
