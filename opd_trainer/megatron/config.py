@@ -94,7 +94,8 @@ class MegatronConfig:
     max_tokens_per_device: int = 8192
     """Budget of a packed micro-batch, tokens; one longer sequence gets a micro-batch of its own."""
     log_prob_chunk_tokens: int = 128
-    """Tokens whose vocabulary row is in fp32 at a time when log-probs are computed."""
+    """Tokens whose vocabulary row is in fp32 at a time: of whole distributions that are compared, and of log-probs on a
+    CPU; on a GPU a kernel computes those without copies."""
     timeout_s: float = 1800.0
     """Limit on any one call to a worker, and on collectives."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -4,12 +4,19 @@ M = positions, V = vocabulary, P = columns of this rank (V padded and divided by
 
 For logits z and temperature T, x = z / T: log p(i) = x_i - lse(x), entropy H = -sum_i p_i log p_i.
 Gradients: d log p(j) / dx_i = [i = j] - p_i;  dH / dx_i = -p_i (log p_i + H).
-Both passes walk over the positions in chunks; one chunk at a time is in fp32, and the backward pass computes the
-probabilities anew from the logits and the saved lse.
+The backward pass computes the probabilities anew from the logits and the saved lse.
+
+The same mathematics, two devices: on CUDA a kernel reads each row once (see `opd_trainer.megatron.log_probs_cuda`). On
+a CPU, and in fp64, both passes walk over the positions in chunks of torch operations; one chunk at a time is in fp32.
 """
 
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -52,7 +59,7 @@ def token_log_probs(
         targets: i64[M], the same on each rank of `tp_group`.
         temperature: > 0; logits are divided by it.
         vocab_size: ids that mean something; columns of ids at or above it are padding.
-        chunk_tokens: positions whose logits are in fp32 at a time.
+        chunk_tokens: positions whose logits are in fp32 at a time, where no kernel does without.
         tp_group: ranks that share the vocabulary; None when this rank has all of it.
         entropy_gradient: whether gradients flow through the entropy.
 
@@ -91,11 +98,8 @@ class _TokenLogProbs(torch.autograd.Function):
         entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy."""
-        results = logits.new_empty(3, len(logits), dtype=_compute_dtype(logits))
-        for rows in _chunks(len(logits), chunk_tokens):
-            scaled = _scaled(logits[rows], temperature, shard)
-            results[:, rows] = torch.stack(_forward_chunk(scaled, targets[rows] - shard.first, shard))
-        log_probs, entropy, lse = results.unbind()
+        compute = _by_kernel if _has_kernel(logits) else partial(_by_chunks, chunk_tokens=chunk_tokens)
+        log_probs, entropy, lse = compute(logits, targets, temperature, shard)
         ctx.save_for_backward(logits, targets, lse, entropy)
         ctx.settings = temperature, chunk_tokens, shard, entropy_gradient
         if not entropy_gradient:
@@ -107,24 +111,104 @@ class _TokenLogProbs(torch.autograd.Function):
         """Gradient of this rank's logits, in their dtype."""
         logits, targets, lse, entropy = ctx.saved_tensors
         temperature, chunk_tokens, shard, entropy_gradient = ctx.settings
-        grad_log_probs, grad_entropy = grads
-        grad_logits = torch.zeros_like(logits)
-        if not entropy_gradient and not bool(grad_log_probs.any()):
-            # The loss is about other things, such as whole distributions: no pass over the vocabulary for nothing.
-            return grad_logits, None, None, None, None, None
-        for rows in _chunks(len(logits), chunk_tokens):
-            log_p = _scaled(logits[rows], temperature, shard) - lse[rows, None]
-            p = log_p.exp()
-            grad = p * -grad_log_probs[rows, None]
-            if entropy_gradient:
-                # Where p is 0, p * log p is 0 in the limit, but not in floating point.
-                slope = torch.where(p > 0, p * (log_p + entropy[rows, None]), 0.0)
-                grad = grad - grad_entropy[rows, None] * slope
-            column, present = _column(targets[rows] - shard.first, shard.columns)
-            if shard.columns:
-                grad.scatter_add_(1, column[:, None], torch.where(present, grad_log_probs[rows], 0.0)[:, None])
-            grad_logits[rows, : shard.columns] = (grad / temperature).to(logits.dtype)
-        return grad_logits, None, None, None, None, None
+        upstream = grads[0], grads[1] if entropy_gradient else None
+        if _has_kernel(logits):
+            from opd_trainer.megatron.log_probs_cuda import gradient
+
+            place = {"first": shard.first, "columns": shard.columns}
+            found = gradient(logits, targets, lse, entropy, upstream, **place, temperature=temperature)
+        else:
+            found = _gradient_by_chunks(logits, targets, lse, entropy, upstream, shard, temperature, chunk_tokens)
+        return found, None, None, None, None, None
+
+
+def _has_kernel(logits: Tensor) -> bool:
+    return logits.is_cuda and logits.dtype != torch.float64 and _triton_builds()
+
+
+@cache
+def _triton_builds() -> bool:
+    """Whether Triton, which torch's builds for CUDA bring, can build kernels; their launchers need a C compiler."""
+    if find_spec("triton") is None:
+        return False
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return True
+    warnings.warn(
+        "Triton finds no C compiler: log-probs are computed without its kernel, which takes many times as long. "
+        "Install gcc, or name a compiler in CC",
+        stacklevel=2,
+    )
+    return False
+
+
+def _by_kernel(logits: Tensor, targets: Tensor, temperature: float, shard: VocabularyShard) -> tuple[Tensor, ...]:
+    """Log-probs, entropy and lse, from sums over this shard that are relative to its own largest logit."""
+    from opd_trainer.megatron.log_probs_cuda import statistics
+
+    own, mass, weighted, target = statistics(
+        logits, targets, first=shard.first, columns=shard.columns, temperature=temperature
+    )
+    largest = shard.reduce(own.clone(), ReduceOp.MAX)
+    shift = torch.where(own > -torch.inf, own - largest, 0.0)
+    scale = shift.exp()
+    _, present = _column(targets - shard.first, shard.columns)
+    sums = torch.stack(
+        [
+            mass * scale,
+            torch.where(scale > 0, scale * (weighted + shift * mass), 0.0),
+            torch.where(present, target - largest, 0.0),
+        ]
+    )
+    return _finish(shard.reduce(sums, ReduceOp.SUM), largest)
+
+
+def _by_chunks(
+    logits: Tensor, targets: Tensor, temperature: float, shard: VocabularyShard, chunk_tokens: int
+) -> tuple[Tensor, ...]:
+    """The same in torch operations."""
+    results = logits.new_empty(3, len(logits), dtype=_compute_dtype(logits))
+    for rows in _chunks(len(logits), chunk_tokens):
+        scaled = _scaled(logits[rows], temperature, shard)
+        results[:, rows] = torch.stack(_forward_chunk(scaled, targets[rows] - shard.first, shard))
+    return results.unbind()
+
+
+def _gradient_by_chunks(
+    logits: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    upstream: tuple[Tensor, Tensor | None],
+    shard: VocabularyShard,
+    temperature: float,
+    chunk_tokens: int,
+) -> Tensor:
+    """The gradient of the logits from those of log-probs and entropy, in torch operations."""
+    of_log_probs, of_entropy = upstream
+    grad_logits = torch.zeros_like(logits)
+    if of_entropy is None and not bool(of_log_probs.any()):
+        # The loss is about other things, such as whole distributions: no pass over the vocabulary for nothing.
+        return grad_logits
+    for rows in _chunks(len(logits), chunk_tokens):
+        log_p = _scaled(logits[rows], temperature, shard) - lse[rows, None]
+        p = log_p.exp()
+        grad = p * -of_log_probs[rows, None]
+        if of_entropy is not None:
+            # Where p is 0, p * log p is 0 in the limit, but not in floating point.
+            slope = torch.where(p > 0, p * (log_p + entropy[rows, None]), 0.0)
+            grad = grad - of_entropy[rows, None] * slope
+        column, present = _column(targets[rows] - shard.first, shard.columns)
+        if shard.columns:
+            grad.scatter_add_(1, column[:, None], torch.where(present, of_log_probs[rows], 0.0)[:, None])
+        grad_logits[rows, : shard.columns] = (grad / temperature).to(logits.dtype)
+    return grad_logits
+
+
+def _finish(sums: Tensor, largest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, entropy and lse from the whole vocabulary's sums relative to its largest logit."""
+    mass, weighted, target = sums
+    log_mass = mass.log()
+    return target - log_mass, log_mass - weighted / mass, log_mass + largest
 
 
 def _forward_chunk(scaled: Tensor, targets: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,9 +227,7 @@ def _forward_chunk(scaled: Tensor, targets: Tensor, shard: VocabularyShard) -> t
             torch.where(present, target, 0.0),
         ]
     )
-    mass, weighted, target = shard.reduce(sums, ReduceOp.SUM)
-    log_mass = mass.log()
-    return target - log_mass, log_mass - weighted / mass, log_mass + largest
+    return _finish(shard.reduce(sums, ReduceOp.SUM), largest)
 
 
 def _scaled(logits: Tensor, temperature: float, shard: VocabularyShard) -> Tensor:

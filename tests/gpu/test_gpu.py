@@ -10,7 +10,6 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from opd_trainer.loss.nll import NegativeLogLikelihood
 from opd_trainer.megatron.attention import Packed, padded_attention, plan_blocks, varlen_attention
-from opd_trainer.megatron.log_probs import token_log_probs
 from opd_trainer.model.config import Dtype, ModelConfig
 from opd_trainer.rollout.config import EmbeddedRollout
 from opd_trainer.rollout.embedded.worker import EmbeddedSpec, EmbeddedWorker
@@ -56,16 +55,6 @@ def test_flash_attention_equals_padded_attention_with_gradients(key_heads: int):
     pairs = zip((found, *grads), (expected, *torch.autograd.grad((expected * weight).sum(), exact)), strict=True)
     for ours, theirs in pairs:
         assert (ours.float() - theirs).norm() / theirs.norm() < 1e-2
-
-
-def test_log_probs_with_gradient():
-    torch.manual_seed(0)
-    logits = torch.randn(50, 3001, device=CUDA, requires_grad=True)
-    targets = torch.randint(0, 3000, (50,), device=CUDA)
-    expected = logits[:, :3000].double().log_softmax(1).gather(1, targets[:, None])[:, 0]
-    found, _ = token_log_probs(logits, targets, temperature=1.0, vocab_size=3000, chunk_tokens=16)
-    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), logits)[0] for x in (found, expected)), atol=1e-5, rtol=0)
 
 
 def log_probs_by_transformers(folder: Path, batch: TokenBatch) -> tuple[Tensor, Tensor]:
