@@ -3,7 +3,8 @@
 Run: python -m benchmarks.gpu [--json FILE] [--only SECTION ...]
 
 Weights are random and in bf16. Every section is printed, and the file written, as soon as it is measured; one that
-fails says why, and the next goes on. `--device cpu --tiny` goes through all of it on a CPU; its figures mean nothing.
+fails says why, and the next goes on. Named sections run in the order in which they are named; `profile`, where the time
+of an update goes, runs only so. `--device cpu --tiny` goes through all of it on a CPU; its figures mean nothing.
 """
 
 import argparse
@@ -19,9 +20,12 @@ import torch
 
 from benchmarks.gpu_card import Card, about, ceilings
 from benchmarks.gpu_kernels import log_probs, rollouts
+from benchmarks.gpu_profile import profiled
 from benchmarks.gpu_update import against_bare_loop, speed
 
 Section = Callable[[], Any]
+ON_REQUEST = "profile"
+"""A section for whoever makes it faster, and no figure."""
 
 
 def sections(card: Card, folder: Path, limits: dict[str, float]) -> dict[str, Section]:
@@ -34,6 +38,7 @@ def sections(card: Card, folder: Path, limits: dict[str, float]) -> dict[str, Se
         "rollout": lambda: [rollouts(card, batch, graphs=graphs) for batch, graphs in pairs],
         "bare_loop": lambda: against_bare_loop(card, folder),
         "update_qwen3_1_7b": lambda: speed(card, "qwen3_1_7b", folder, limits["bf16_flop_per_s"]),
+        "profile": lambda: profiled(card, folder),
     }
 
 
@@ -61,9 +66,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     show("card", found["card"], 0.0)
     with tempfile.TemporaryDirectory() as name:
         limits = ceilings(card)
-        for title, section in {"ceilings": lambda: limits, **sections(card, Path(name), limits)}.items():
-            if settings.only and title not in settings.only and title != "ceilings":
-                continue
+        known = {"ceilings": lambda: limits, **sections(card, Path(name), limits)}
+        asked = settings.only or [title for title in known if title not in ("ceilings", ON_REQUEST)]
+        if unknown := set(asked) - set(known):
+            parser.error(f"no section {min(unknown)}: there are {', '.join(known)}")
+        for title in ("ceilings", *asked):
+            section = known[title]
             began = time.perf_counter()
             try:
                 found[title] = section()

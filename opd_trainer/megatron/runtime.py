@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import random
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -78,6 +79,9 @@ class MegatronRuntime:
         if has_gpu():
             self.device = torch.device("cuda", self._rank % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
+            # That device is the right one. To say so by `device_id` would also connect every group that Megatron makes
+            # at once, used or not, each with buffers of its own on the device.
+            warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
         distributed.init_process_group(
             backend="nccl" if has_gpu() else "gloo",
             init_method=self._rendezvous,

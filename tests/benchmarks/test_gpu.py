@@ -14,3 +14,11 @@ def test_every_section_runs_on_a_cpu(tmp_path: Path) -> None:
     assert found["bare_loop"]["speed_of_bare_loop"] > 0
     assert [row["tokens"] for row in found["rollout"]] == [24, 36]
     assert all(row["error"] < 1e-3 for row in found["log_probs"])
+
+
+def test_the_profile_runs_on_a_cpu() -> None:
+    rows = gpu.main(["--device", "cpu", "--tiny", "--only", "profile"])["profile"]
+    assert isinstance(rows, list), rows
+    assert {(row["of"], row["by"]) for row in rows} == {
+        (of, by) for of in ("teacher", "update") for by in ("total", "sum", "host")
+    }
