@@ -25,6 +25,7 @@ def drop_layers(model: Any, dropped: Collection[int]) -> None:
     """Removes decoder layers from a transformers model, and from its configuration."""
     kept = [index for index in range(len(model.model.layers)) if index not in dropped]
     model.model.layers = nn.ModuleList(model.model.layers[index] for index in kept)
+    layer: Any
     for index, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = index
     model.config.num_hidden_layers = len(kept)

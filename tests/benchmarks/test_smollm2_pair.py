@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,6 +25,7 @@ def test_the_student_is_the_teacher_without_some_layers(tmp_path):
     # Without its dropped layers, the teacher says what the student says.
     for index in (3, 1):
         del teacher.model.layers[index]
+    layer: Any
     for index, layer in enumerate(teacher.model.layers):
         layer.self_attn.layer_idx = index
     tokens = torch.arange(2, 12)[None]
