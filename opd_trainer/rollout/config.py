@@ -22,7 +22,7 @@ class ZeroStd(StrEnum):
     """It is learned from: a teacher and estimators without groups have something to say about it."""
     drop = auto()
     """It is left out of the step."""
-    replace = auto()
+    replace = auto()  # pyright: ignore[reportAssignmentType]  (hides a method of str that nobody calls on it)
     """It is left out, and other prompts are asked in its place (DAPO's dynamic sampling)."""
 
 
