@@ -4,9 +4,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from opd_trainer.tracking.provenance import git_state, package_versions
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,11 @@ def ceilings(card: Card) -> dict[str, float]:
 
 
 def about(card: Card) -> dict[str, Any]:
-    """What it was measured on."""
+    """What was measured, on what, and when."""
+    git = git_state(Path(__file__))
     found: dict[str, Any] = {"torch": torch.__version__, "device": str(card.device)}
+    found |= {"date": datetime.now(UTC).date().isoformat(), "commit": None if git is None else git["commit"]}
+    found["versions"] = package_versions()
     if card.gpu:
         properties = torch.cuda.get_device_properties(card.device)
         found |= {"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
