@@ -102,6 +102,29 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotation:
+    """The rotary embedding of each token: channels i and i + D/2 are turned by the i-th angle.
+
+    Attributes:
+        cos: [S, 1, D], each angle twice.
+        sin: [S, 1, D], the first half of the channels with the sign turned.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def by(cls, angles: Tensor, dtype: torch.dtype) -> "Rotation":
+        """By f32[S, D/2], for queries and keys of `dtype`."""
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return cls(torch.cat([cos, cos], dim=-1).unsqueeze(1), torch.cat([-sin, sin], dim=-1).unsqueeze(1))
+
+    def __call__(self, heads: Tensor) -> Tensor:
+        """[S, heads, D], turned; of the heads themselves nothing is kept for the backward pass."""
+        return heads * self.cos + heads.roll(heads.shape[-1] // 2, -1) * self.sin
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionInput:
     """What each layer's core attention needs to know of a micro-batch; made once per forward pass.
 
@@ -109,31 +132,33 @@ class AttentionInput:
 
     Attributes:
         packed: the micro-batch.
-        qkv_format: never "thd", with which Megatron would cut the micro-batch into sequences in each layer to apply the
-            rotary embedding; it is given the angles of each token instead.
+        rotation: of queries and keys; Megatron would compute it anew for both in each layer.
+        qkv_format: never "thd", which means something else to Megatron.
         blocks: padded blocks; empty when the varlen kernel is used.
         query_slots: i64[S], each query's row in the blocks laid end to end.
         key_slots: i64[K], each key's row; K = S where each stretch attends to itself.
     """
 
     packed: Packed
+    rotation: Rotation
     qkv_format: str = "sbhd"
     blocks: tuple[Block, ...] = ()
     query_slots: Tensor | None = None
     key_slots: Tensor | None = None
 
 
-def attention_input(packed: Packed, dtype: torch.dtype) -> AttentionInput:
-    """Plans the attention of a micro-batch for weights of `dtype`."""
+def attention_input(packed: Packed, dtype: torch.dtype, angles: Tensor) -> AttentionInput:
+    """Plans the attention of a micro-batch for weights of `dtype`; `angles` f32[S, D/2] are those of the rotation."""
+    rotation = Rotation.by(angles, dtype)
     if packed.tokens.is_cuda and dtype in (torch.bfloat16, torch.float16):
-        return AttentionInput(packed)
+        return AttentionInput(packed, rotation)
     device = packed.tokens.device
     bounds = packed.cu_seqlens.to("cpu", torch.int64)
     key_bounds = bounds if packed.keys is None else packed.keys.cu_seqlens.to("cpu", torch.int64)
     plan = plan_blocks(bounds.diff(), key_bounds.diff(), device)
     query_slots = _slots(bounds, plan.query_starts).to(device)
     key_slots = query_slots if packed.keys is None else _slots(key_bounds, plan.key_starts).to(device)
-    return AttentionInput(packed, blocks=plan.blocks, query_slots=query_slots, key_slots=key_slots)
+    return AttentionInput(packed, rotation, blocks=plan.blocks, query_slots=query_slots, key_slots=key_slots)
 
 
 def _slots(bounds: Tensor, starts: Tensor) -> Tensor:
@@ -340,6 +365,7 @@ class PackedAttention(nn.Module):
         """Attention of query [S, 1, H, D] to key and value [S, 1, G, D]; returns [S, 1, H*D]."""
         query, key, value = (tensor.squeeze(1) for tensor in (query, key, value))
         plan = packed_seq_params
+        query, key = plan.rotation(query), plan.rotation(key)
         if plan.packed.keys is not None:
             key, value = gather_keys(key, value, plan.packed.keys)
         if plan.query_slots is None:

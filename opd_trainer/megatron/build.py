@@ -97,7 +97,8 @@ class MegatronModel:
                 input_ids=packed.tokens.unsqueeze(0), position_ids=packed.position_ids.unsqueeze(0)
             )
         if self.own_attention:
-            params, rotary = attention_input(packed, self.dtype), _rotary(module, packed.position_ids)
+            # Core attention rotates queries and keys itself.
+            params, rotary = attention_input(packed, self.dtype, _angles(module, packed.position_ids)), None
         else:
             params, rotary = _te_input(module, packed)
         hidden = module.decoder(
@@ -326,11 +327,10 @@ def _use_transformer_engine(backend: AttentionBackend) -> bool:
             return True
 
 
-def _rotary(module: Any, position_ids: Tensor) -> Tensor:
-    """Rotary angles of each token, f32[S, 1, 1, D]."""
+def _angles(module: Any, position_ids: Tensor) -> Tensor:
+    """Rotary angles of each token, f32[S, D/2]."""
     frequencies = module.rotary_pos_emb.inv_freq
-    angles = torch.outer(position_ids.to(frequencies.dtype), frequencies)
-    return torch.cat((angles, angles), dim=-1)[:, None, None, :]
+    return torch.outer(position_ids.to(frequencies.dtype), frequencies)
 
 
 def _te_input(module: Any, packed: Packed) -> tuple[Any, Tensor]:

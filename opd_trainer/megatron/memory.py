@@ -158,13 +158,15 @@ def activations(
     layer = _layer_bytes(architecture, layout, BYTES[dtype], short_keys=short_keys)
     stream = _stream(architecture, layout)
     kept, working = _norm_bytes(stream, BYTES[dtype]), 0
+    rotation = 2 * architecture.head_dim * BYTES[dtype]  # cosines and sines, the same for all layers
     match layout.recompute:
         case Recompute.none:
-            kept += layers * (layer.attention + layer.feed_forward)
+            kept += rotation + layers * (layer.attention + layer.feed_forward)
         case Recompute.selective:
-            kept, working = kept + layers * layer.attention, layer.feed_forward
+            kept, working = kept + rotation + layers * layer.attention, layer.feed_forward
         case Recompute.full:
-            kept, working = kept + layers * stream * BYTES[dtype], layer.attention + layer.feed_forward
+            kept += layers * stream * BYTES[dtype]
+            working = rotation + layer.attention + layer.feed_forward
     return Activations(kept * tokens * (layout.pipeline_parallel - stage), working * tokens)
 
 
@@ -192,8 +194,8 @@ def _layer_bytes(
     if short_keys is not None:
         # Padded rows: keys and values once for each query head, or the shares of the keys.
         core = max(5 * queries, core + heads * short_keys)
-    # Angles of the rotation; queries, keys, values and results.
-    attention = item * (4 * width + core) + FP32 * heads
+    # Queries, keys, values and results.
+    attention = item * core + FP32 * heads
     attention += 2 * _norm_bytes(_stream(architecture, layout), item)
     if architecture.qk_norm:
         # Queries copied out of the fused projection, which stays because of the keys and values.

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from opd_trainer.megatron.attention import LONGEST_TO_SHORTEST, attention_input, padded_attention, plan_blocks
+from opd_trainer.megatron.attention import LONGEST_TO_SHORTEST, Rotation, attention_input, padded_attention, plan_blocks
+from opd_trainer.megatron.compat import quiet, uncompiled
 from opd_trainer.model.config import Family
 from tests.megatron.models import build, pack, sequences, started, tiny
 
@@ -74,10 +75,20 @@ def test_scale_is_used():
     assert not torch.allclose(plain, attend(query, key, value, blocks, slots))
 
 
+def test_the_rotation_is_megatrons():
+    with quiet(), uncompiled():
+        from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
+
+    heads, angles = torch.randn(7, 3, 8).bfloat16(), 5 * torch.randn(7, 4)
+    both = torch.cat([angles, angles], dim=-1)[:, None, None, :]
+    expected = _apply_rotary_pos_emb_bshd(heads.unsqueeze(1), both).squeeze(1)
+    assert torch.equal(Rotation.by(angles, torch.bfloat16)(heads), expected)
+
+
 def test_the_processor_takes_the_padded_way_in_any_dtype():
     packed = pack(sequences())
     for dtype in (torch.float32, torch.bfloat16):
-        assert attention_input(packed, dtype).query_slots is not None
+        assert attention_input(packed, dtype, torch.zeros(len(packed.tokens), 4)).query_slots is not None
 
 
 def test_packed_equals_one_by_one(tmp_path):

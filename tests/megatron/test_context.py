@@ -102,7 +102,7 @@ def test_attention_of_all_ranks_equals_attention_one_by_one_with_gradients(ranks
             select=torch.zeros(0, dtype=torch.int64),
             keys=Keys(None, part.keys, part.cu_keys, int(part.cu_keys.diff().max())),  # pyright: ignore[reportArgumentType]
         )
-        plan = attention_input(packed, torch.float32)
+        plan = attention_input(packed, torch.float32, torch.zeros(size, 4))
         assert plan.query_slots is not None
         assert plan.key_slots is not None
         out = padded_attention(
