@@ -203,7 +203,7 @@ class Objective:
         return frozenset(found)
 
     def assign(self, batch: TokenBatch) -> TokenBatch:
-        """Begins a step: fixes the KL coefficient, the advantages and, for a server teacher, who counts.
+        """Begins a step: fixes KL coefficient, loss weights and advantages.
 
         Raises:
             TrainingDiverged: an estimator that needs rewards got one that is not finite.

@@ -1,4 +1,4 @@
-"""The seams. Implementations import these and never each other; `app.py` wires them together."""
+"""The seams. Implementations import these and never each other; `build` and `task` wire them together."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
