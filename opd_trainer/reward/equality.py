@@ -8,6 +8,17 @@ import re
 from fractions import Fraction
 
 from opd_trainer.reward.spelling import Spelled, spelled
+from opd_trainer.reward.units import agree
+
+MARK = re.compile(
+    r"####"
+    r"|(?:\banswer|答案)\s*\**\s*(?:(?:\bis\b|是|为)\s*[:\uff1a]?|[:\uff1a]|=+)"
+    r"|答\s*\**\s*[:\uff1a]",
+    re.IGNORECASE,
+)
+FILLER = re.compile(r"^(?:therefore|thus|hence|then|simply|just|equal to)\b[,:]?\s+(?=\S)", re.IGNORECASE)
+BOLD = re.compile(r"\*\*(\S(?:.*?\S)?)\*\*")
+SENTENCE_END = re.compile(r"(?:(?<=[\d)}\]$%])|(?<=[a-z]{3}))\.\s+(?=[A-Z])|。")
 
 
 def answer_in(response: str) -> str | None:
@@ -15,12 +26,19 @@ def answer_in(response: str) -> str | None:
     boxed = last_boxed(response)
     if boxed is not None:
         return boxed
-    pattern = r"####|(?:\banswer|答案)\s*\**\s*(?:(?:\bis\b|是|为)\s*[:\uff1a]?|[:\uff1a])\s*\**"
-    matches = list(re.finditer(pattern, response, re.IGNORECASE))
+    matches = list(MARK.finditer(response))
     if not matches:
         return None
-    lines = response[matches[-1].end() :].strip().splitlines()
-    return first_formula(lines[0].strip()) if lines else None
+    lines = response[matches[-1].end() :].lstrip("* \n\t").splitlines()
+    return first_formula(first_sentence(lines[0])) if lines else None
+
+
+def first_sentence(line: str) -> str:
+    """A line without the words around the answer: `therefore **42**. I hope it is correct.` as `42`."""
+    line = re.sub(r"\*\*(?=\W*$)", "", BOLD.sub(r"\1", line.strip()))
+    line = FILLER.sub("", line)
+    end = SENTENCE_END.search(line)
+    return (line[: end.start()] if end and end.start() else line).strip("* ")
 
 
 def last_boxed(response: str) -> str | None:
@@ -46,7 +64,7 @@ def same_answer(answer: str, gold: str) -> bool:
     Units may be left out, but two different ones are not the same; `10%` is 10 (a percentage was asked for) and 0.1.
     """
     left, right = spelled(answer), spelled(gold)
-    if left.unit and right.unit and left.unit != right.unit:
+    if not agree(left.unit, right.unit):
         return False
     if squeezed(left.core) == squeezed(right.core):
         return True

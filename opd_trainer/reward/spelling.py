@@ -9,13 +9,17 @@ Full-width signs, LaTeX decoration, number words, thousands separators, units. N
 import re
 from dataclasses import dataclass
 
+from opd_trainer.reward.numerals import LARGE, number_from_words, with_plain_magnitudes
+from opd_trainer.reward.units import FUNCTIONS, split_unit
+
 FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 SIGNS = FULL_WIDTH | {
     ord(sign): plain
     for sign, plain in {
         "\u3000": " ", "\xa0": " ", "。": ".", "、": ",", "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ",
         "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ", "º": r"^\circ", "∶": ":", "²": "^2", "³": "^3",
-        "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "￥": "¥", "“": '"', "”": '"',
+        "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "∅": r"\emptyset ", "℃": r"^\circ C",
+        "￥": "¥", "“": '"', "”": '"',
     }.items()
 }  # fmt: skip
 """Signs that have a plain equivalent."""
@@ -23,69 +27,31 @@ SIGNS = FULL_WIDTH | {
 WORDS = {
     "是": "yes", "是的": "yes", "否": "no", "不是": "no", "对": "true", "正确": "true", "错": "false", "错误": "false",
     "偶数": "even", "奇数": "odd", "无解": "no solution", "不存在": "does not exist", "东": "east", "西": "west",
-    "南": "south", "北": "north",
-}  # fmt: skip
-"""Chinese answers in words, in English."""
-
-UNITS = {
-    "degree": "degrees deg 度",
-    "percent": "% 百分点",
-    "dollar": "dollars usd 美元",
-    "yuan": "rmb cny 元 人民币",
-    "cent": "cents 美分",
-    "mm": "millimeter millimeters millimetre millimetres 毫米",
-    "cm": "centimeter centimeters centimetre centimetres 厘米",
-    "m": "meter meters metre metres 米",
-    "km": "kilometer kilometers kilometre kilometres 千米 公里",
-    "inch": "inches",
-    "foot": "feet ft",
-    "yard": "yards yd",
-    "mile": "miles",
-    "mg": "milligram milligrams 毫克",
-    "g": "gram grams 克",
-    "kg": "kilogram kilograms 千克 公斤",
-    "pound": "pounds lb lbs",
-    "ounce": "ounces oz",
-    "ml": "milliliter milliliters millilitre millilitres 毫升",
-    "liter": "liters litre litres 升",
-    "second": "seconds sec 秒",
-    "minute": "minutes min 分钟",
-    "hour": "hours hr hrs 小时",
-    "day": "days 天",
-    "week": "weeks 周 星期",
-    "month": "months 个月",
-    "year": "years 年",
-    "mph": "",
-    "unit": "units 单位",
-    "other": "个 人 次 种 只 本 条 块 颗 辆 名 位 台 张 头 棵",
-}
-"""Unit -> other spellings. `unit` and `other` name no quantity, so they agree with every unit."""
-
-CANONICAL = {spelling: unit for unit, spellings in UNITS.items() for spelling in (unit, *spellings.split())}
-NEUTRAL = frozenset({"unit", "other"})
-POWER_WORDS = {"square": "^2", "sq": "^2", "平方": "^2", "cubic": "^3", "cu": "^3", "立方": "^3"}
-
-SMALL = {
-    word: value
-    for value, word in enumerate(
-        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
-    )
+    "南": "south", "北": "north", "无": "none", "没有": "none", "空集": r"\emptyset", "empty set": r"\emptyset",
+    "无穷大": r"\infty", "正无穷": r"\infty", "正无穷大": r"\infty", "infinity": r"\infty",
+    "负无穷": r"-\infty", "负无穷大": r"-\infty", "negative infinity": r"-\infty",
+    "圆": "circle", "椭圆": "ellipse", "抛物线": "parabola", "双曲线": "hyperbola", "直线": "line",
+    "三角形": "triangle", "正方形": "square", "长方形": "rectangle", "矩形": "rectangle",
 } | {
-    word: 10 * value
-    for value, word in enumerate(("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"), 2)
+    f"{week}{sign}": day
+    for week in ("星期", "周", "礼拜")
+    for sign, day in zip(
+        "一二三四五六日天",
+        ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "sunday"),
+        strict=True,
+    )
 }  # fmt: skip
-LARGE = {"thousand": 1000, "million": 10**6, "billion": 10**9}
-CHINESE_DIGITS = {sign: value for value, sign in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
-CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000}
-CHINESE_LARGE = {"万": 10**4, "亿": 10**8}
-CHINESE_NUMBER = "[零〇一二两三四五六七八九十百千万亿]+"
+"""Answers in words, mostly Chinese, as they are compared."""
 
-
-FUNCTIONS = frozenset(
-    {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "exp", "sqrt", "mod"}
+CHOICE = r"(?:(?:故选|应选|选项?|[Oo]ption|[Cc]hoice)\s*:?\s*)?\(?([A-Za-z])\)?"
+ABOUT = (
+    r"(?:大约|约为|约|近似|≈|\\approx(?![A-Za-z])|(?:about|approximately|roughly)\s)\s*"
+    r"(?=[-+\d\\.$¥€£零一二两三四五六七八九十百半])"
 )
-"""Words of mathematics, which make no phrase."""
+"""Before a number, this changes nothing that a comparison could see."""
+
+MAGNITUDE_IN_TEXT = rf"\s*\\text\s*\{{\s*({'|'.join(LARGE)})\s*\}}"
+SCIENTIFIC = r"(?<![\w.])(\d+(?:\.\d+)?)[eE]\+?(-?\d{1,3})(?![\w.])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +73,34 @@ def spelled(answer: str) -> Spelled:
     """The answer in its one spelling."""
     text = undecorated(answer)
     wrapped = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
-    plain = (wrapped.group(1) if wrapped else text).strip()
+    plain = re.sub(rf"^{ABOUT}", "", (wrapped.group(1) if wrapped else text).strip())
+    plain = re.sub(r"^第(?=[\d一二三四五六七八九十百])", "", re.sub(r"^百分之(.+)$", r"\1%", plain))
+    plain = with_commas(plain)
     number = number_from_words(plain)
     if number is not None:
         return Spelled(number, "", False)
-    choice = re.fullmatch(r"\(?([A-Za-z])\)?", plain)
-    if choice and (wrapped or plain[0] == "(" or plain.isupper()):
+    choice = re.fullmatch(CHOICE, plain)
+    if choice and (wrapped or len(plain) > 1 or plain.isupper()):
         return Spelled(choice.group(1).lower(), "", True)
-    word = WORDS.get(plain, plain)
+    word = WORDS.get(plain) or WORDS.get(plain.lower(), plain)
     if (wrapped and not any(c.isdigit() for c in word)) or is_phrase(word):
-        return Spelled(" ".join(word.lower().split()), "", True)
-    core, unit = split_unit(plain)
+        return spelled_phrase(word)
+    core, unit = split_unit(with_plain_magnitudes(re.sub(MAGNITUDE_IN_TEXT, r" \1", word)))
+    core = re.sub(SCIENTIFIC, r"\1\\times 10^{\2}", core)
     return Spelled(without_separators(number_from_words(core) or core), unit, False)
+
+
+def spelled_phrase(text: str) -> Spelled:
+    """`Even` as a word, `five dollars` as a quantity."""
+    core, unit = split_unit(text)
+    number = number_from_words(core) if unit else None
+    return Spelled(" ".join(text.lower().split()), "", True) if number is None else Spelled(number, unit, False)
+
+
+def with_commas(text: str) -> str:
+    """`5和-5` as `5,-5`; phrases are left alone."""
+    entries = [number_from_words(entry) or entry.strip() for entry in re.split("以及|[和或与及]", text)]
+    return ",".join(entries) if len(entries) > 1 and all(entry and entry.isascii() for entry in entries) else text
 
 
 def is_phrase(text: str) -> bool:
@@ -138,6 +120,8 @@ def undecorated(text: str) -> str:
     text = re.sub(r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])", "", text)
     text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\(?:mbox|textbf|textit|textrm|mathrm|mathbf|operatorname|textnormal)(?=\s*\{)", r"\\text", text)
+    text = re.sub(r"\\(?:boldsymbol|bm|underline|mathit)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1", text)
+    text = re.sub(r"\\varnothing(?![A-Za-z])", r"\\emptyset", text)
     text = re.sub(r"(?<=[_^])\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"{\1}", text)
     text = re.sub(r"(?<!\\)\\[!,;: ]|~|\\q?quad(?![A-Za-z])", " ", text).replace("{,}", ",")
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}|\\degree(?![A-Za-z])", r"^\\circ", text)
@@ -158,84 +142,3 @@ def without_separators(text: str) -> str:
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", compact) or re.fullmatch(r"-?\d{1,3}( \d{3})+(\.\d+)?", text):
         return re.sub("[, ]", "", compact)
     return text
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    """(what is measured, canonical unit); a word that is no unit of ours is dropped, but only after a number."""
-    money = re.fullmatch(r"(-?)\s*(\\?\$|¥|€|£)\s*(.+)", text)
-    if money:
-        unit = {"¥": "yuan", "€": "euro", "£": "sterling"}.get(money.group(2), "dollar")
-        return money.group(1) + money.group(3), unit
-    for mark, unit in ((r"^\circ", "degree"), (r"\circ", "degree"), (r"\%", "percent"), ("%", "percent")):
-        if text.endswith(mark) and len(text) > len(mark):
-            return text[: -len(mark)].strip(), unit
-    tail = r"(?:\\text\s*\{\s*(?P<boxed>[^{}]*)\}|(?<![A-Za-z\\])(?P<plain>[A-Za-z]+(?: [A-Za-z]+)*|[\u4e00-\u9fff]+))"
-    match = re.fullmatch(rf"(?P<core>.*[\d)}}\]a-z])\s*{tail}\s*(?P<power>\^\s*\{{?\s*[23]\s*\}}?)?\.?", text)
-    if match is None:
-        return text, ""
-    words = (match["boxed"] or match["plain"] or "").strip().rstrip(".").lower()
-    unit, known = canonical_unit(words, match["power"] or "")
-    is_number = re.search(r"\d\s*\}?\s*$", match["core"]) is not None
-    if known or match["boxed"] is not None or (is_number and len(words) >= 3):
-        return match["core"].strip(), unit
-    return text, ""
-
-
-def canonical_unit(words: str, power: str) -> tuple[str, bool]:
-    """(canonical unit with its power, whether we know it)."""
-    exponent = "^" + re.sub(r"\D", "", power) if power else ""
-    for prefix, of_prefix in POWER_WORDS.items():
-        if words.startswith(prefix) and words.removeprefix(prefix).strip() in CANONICAL:
-            words, exponent = words.removeprefix(prefix).strip(), of_prefix
-    if words not in CANONICAL:
-        return "", False
-    unit = CANONICAL[words]
-    return ("" if unit in NEUTRAL else unit + exponent), True
-
-
-def number_from_words(text: str) -> str | None:
-    """`thirty-six`, `三十六` and `三分之二` in digits; None when it is not a number in words."""
-    fraction = re.fullmatch(rf"(负?)({CHINESE_NUMBER})分之({CHINESE_NUMBER})", text)
-    if fraction:
-        sign = "-" if fraction.group(1) else ""
-        return rf"{sign}\frac{{{chinese_number(fraction.group(3))}}}{{{chinese_number(fraction.group(2))}}}"
-    if re.fullmatch(f"负?{CHINESE_NUMBER}", text):
-        return str(chinese_number(text.removeprefix("负")) * (-1 if text.startswith("负") else 1))
-    words = re.split(r"[\s-]+", text.lower().strip())
-    sign = 1
-    if words[0] in {"minus", "negative"}:
-        sign, words = -1, words[1:]
-    value = english_number([word for word in words if word != "and"])
-    return None if value is None else str(sign * value)
-
-
-def english_number(words: list[str]) -> int | None:
-    """The value of English number words; None when one of them is not."""
-    if not words:
-        return None
-    total = part = 0
-    for word in words:
-        if word in SMALL:
-            part += SMALL[word]
-        elif word == "hundred":
-            part = 100 * max(part, 1)
-        elif word in LARGE:
-            total, part = total + LARGE[word] * max(part, 1), 0
-        else:
-            return None
-    return total + part
-
-
-def chinese_number(text: str) -> int:
-    """The value of a Chinese integer."""
-    if all(sign in CHINESE_DIGITS for sign in text):
-        return int("".join(str(CHINESE_DIGITS[sign]) for sign in text))
-    total = part = digit = 0
-    for sign in text:
-        if sign in CHINESE_DIGITS:
-            digit = CHINESE_DIGITS[sign]
-        elif sign in CHINESE_UNITS:
-            part, digit = part + CHINESE_UNITS[sign] * (digit or 1), 0
-        else:
-            total, part, digit = (total + part + digit) * CHINESE_LARGE[sign], 0, 0
-    return total + part + digit

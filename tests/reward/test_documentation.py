@@ -32,7 +32,7 @@ def test_the_table_of_answers() -> None:
     rows = re.findall(
         r"^\| (`.+) \| (`.+) \|$", PAGE.split("### What counts")[1].split("## Evaluation")[0], flags=re.MULTILINE
     )
-    assert len(rows) == 7
+    assert len(rows) == 14
     for same, different in rows:
         first, *others = re.findall(r"`([^`]+)`", same)
         assert all(same_answer(other, first) for other in others), same
