@@ -2,6 +2,7 @@
 
 python -m benchmarks.gpu_page                 the page again
 python -m benchmarks.gpu_page --take FILE     keep this run instead, and make the page
+python -m benchmarks.gpu_page --add FILE      the same, but keep what this run did not measure
 """
 
 import argparse
@@ -17,6 +18,7 @@ SECTIONS = ("ceilings", "log_probs", "update_qwen3_0_6b", "rollout", "bare_loop"
 MODELS = {"update_qwen3_0_6b": "Qwen3-0.6B", "update_qwen3_1_7b": "Qwen3-1.7B"}
 WAYS = {"off": "no teacher", "on": "a teacher of equal size beside it", "reverse_kl": "the same, whole distributions"}
 PACKAGES = ("python", "torch", "megatron-core", "transformers")
+COSTLIEST = 8
 FAR = 1.25
 WEIGHTS, CACHE = 2 * 596_049_920, 2 * 2 * 28 * 8 * 128
 """Bytes of Qwen3-0.6B in bf16: of its weights, and of the keys and values of a token."""
@@ -178,6 +180,24 @@ def rollout(found: Found) -> str:
     )
 
 
+def profiled(found: Found) -> str:
+    """Where the time of an update goes."""
+    told = found["profile"]
+    body = []
+    for of in ("teacher", "update"):
+        total, counted = (next(row for row in told if (row["of"], row["by"]) == (of, by)) for by in ("total", "sum"))
+        figures = (f"{counted['device_ms'] / 1e3:.3f}", f"{counted['kernels']:,}", f"{counted['operations']:,}")
+        body.append([of, f"{total['s']:.3f}", *figures, f"{total['collections_s']:.3f}"])
+    head = ("of", "seconds", "of these on the device", "kernels", "operations", "seconds of collecting garbage")
+    kernels = [row for row in told if (row["of"], row["by"]) == ("update", "device")][:COSTLIEST]
+    costliest = [[f"`{row['name']}`".replace("|", "/"), f"{row['calls']:,}", f"{row['ms']:.1f}"] for row in kernels]
+    listed = f"\n\n{rows(('kernel', 'calls', 'ms'), costliest)}" if costliest else ""
+    return (
+        "Where the time of an update goes, with a teacher beside it, and of the teacher's scores alone. Seconds are "
+        f"without a profiler, counts of one call under it.\n\n{rows(head, body)}{listed}"
+    )
+
+
 def missing(found: Found) -> str:
     """What this run has no figures of."""
     told = [
@@ -188,8 +208,9 @@ def missing(found: Found) -> str:
     return "\n".join(told)
 
 
-def provenance(card: Found) -> str:
+def provenance(found: Found) -> str:
     """Where the figures are from."""
+    card = found["card"]
     versions = card.get("versions", {"torch": card["torch"]})
     told = {
         "Date": card.get("date", "not recorded"),
@@ -199,6 +220,8 @@ def provenance(card: Found) -> str:
         + f", CUDA {card['cuda']}"
         + (", without Transformer Engine" if "transformer-engine" not in versions else ""),
     }
+    for section, run in found.get("earlier", {}).items():
+        told[f"From an earlier run, `{section}`"] = f"{run['date']}, commit {run['commit'][:12]}"
     return "\n".join(f"* {name}: {what}" for name, what in told.items())
 
 
@@ -206,14 +229,15 @@ def text(found: Found) -> str:
     """docs/results/gpu.md."""
     limits = found["ceilings"]
     tables = [updates(found, name) for name in MODELS if has(found, name)]
-    tables += [table(found) for name, table in (("log_probs", log_probs), ("rollout", rollout)) if has(found, name)]
+    others = {"profile": profiled, "log_probs": log_probs, "rollout": rollout}
+    tables += [table(found) for name, table in others.items() if has(found, name)]
     head = "| what | measured | at best | times worse |\n|---|---|---|---|"
     without = missing(found)
     return f"""# What a GPU makes of it
 
 Random weights in bf16 in the shape of Qwen3 models, one GPU, one process; nothing is learned here.
 
-{provenance(found["card"])}
+{provenance(found)}
 
 The card's own ceilings, measured in the same run: {limits["bf16_flop_per_s"] / 1e12:.0f} TFLOP/s for a product of
 8,192 by 8,192 in bf16, {limits["fp32_flop_per_s"] / 1e12:.0f} in fp32, and {limits["copy_bytes_per_s"] / 1e12:.2f} TB/s
@@ -224,7 +248,7 @@ for a copy, read and write together.
 {head}
 {chr(10).join(map(str, lines(found)))}
 
-In bold: more than {FAR} times worse than the best. Nothing of it has been profiled on a GPU yet. What is at best:
+In bold: more than {FAR} times worse than the best. What is at best:
 
 * An update that does nothing but its products, at the rate of one large product (three with every weight that a token
   meets, causal attention, the output head on response tokens only). A teacher of equal size adds a forward pass to a
@@ -247,16 +271,34 @@ python -m benchmarks.gpu_page --take FILE
 """
 
 
+def together(kept: Found, new: Found) -> Found:
+    """A run with those sections of an earlier one that it lacks, and with where they are from.
+
+    Raises:
+        ValueError: the two ran on different cards.
+    """
+    if kept["card"]["name"] != new["card"]["name"]:
+        raise ValueError(f"{kept['card']['name']} and {new['card']['name']} cannot be put into one table")
+    missed = {name: kept[name] for name in SECTIONS if has(kept, name) and not has(new, name)}
+    run = {"date": kept["card"].get("date", "not recorded"), "commit": kept["card"].get("commit") or "unknown"}
+    earlier = {name: kept.get("earlier", {}).get(name, run) for name in missed}
+    return {**new, **missed, **({"earlier": earlier} if earlier else {})}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Keeps a run, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--take", type=Path, metavar="FILE", help="the figures of a run")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--take", type=Path, metavar="FILE", help="the figures of a run")
+    which.add_argument("--add", type=Path, metavar="FILE", help="those of a run that measured a part")
     for name in ("date", "commit"):
         parser.add_argument(f"--{name}", help="of a run whose file does not tell it")
     settings = parser.parse_args(arguments)
-    found = json.loads((settings.take or KEPT).read_text(encoding="utf-8"))
+    found = json.loads((settings.take or settings.add or KEPT).read_text(encoding="utf-8"))
     told = {name: getattr(settings, name) for name in ("date", "commit") if getattr(settings, name)}
     found["card"] = {**told, **{name: value for name, value in found["card"].items() if value is not None}}
+    if settings.add:
+        found = together(json.loads(KEPT.read_text(encoding="utf-8")), found)
     KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(text(found), encoding="utf-8")
     print(f"written: {PAGE.name}, {KEPT.name}")

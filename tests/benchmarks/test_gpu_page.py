@@ -42,3 +42,17 @@ def test_a_run_is_kept_with_what_is_known_of_it(
     page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert "* Date: 2026-01-02" in page
     assert "* Code: commit 0123456789ab\n" in page
+
+
+def test_a_run_of_a_part_keeps_the_rest_and_says_where_it_is_from(found: dict[str, Any]) -> None:
+    new = {"card": found["card"] | {"date": "2030-01-02", "commit": "f" * 40}, "ceilings": found["ceilings"]}
+    new |= {"bare_loop": {"speed_of_bare_loop": 0.5}, "log_probs": {"error": "OutOfMemoryError"}}
+    both = gpu_page.together({key: value for key, value in found.items() if key != "earlier"}, new)
+    assert both["bare_loop"] == {"speed_of_bare_loop": 0.5}
+    assert both["rollout"] == found["rollout"]
+    assert {"rollout", "log_probs"} <= set(both["earlier"])
+    page = gpu_page.text(both)
+    assert "* Date: 2030-01-02" in page
+    assert f"* From an earlier run, `rollout`: {found['card']['date']}" in page
+    with pytest.raises(ValueError, match="cannot be put into one table"):
+        gpu_page.together(found, new | {"card": new["card"] | {"name": "another"}})
