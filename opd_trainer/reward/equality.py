@@ -7,7 +7,7 @@ A hostile expression can take forever here; callers run it in a process that the
 import re
 from fractions import Fraction
 
-from opd_trainer.reward.spelling import Spelled, spelled
+from opd_trainer.reward.spelling import Spelled, chosen, spelled
 from opd_trainer.reward.units import agree
 
 MARK = re.compile(
@@ -63,6 +63,8 @@ def same_answer(answer: str, gold: str) -> bool:
 
     Units may be left out, but two different ones are not the same; `10%` is 10 (a percentage was asked for) and 0.1.
     """
+    if (option := chosen(answer, gold) or chosen(gold, answer)) is not None:
+        answer, gold = option
     left, right = spelled(answer), spelled(gold)
     if not agree(left.unit, right.unit):
         return False

@@ -21,9 +21,16 @@ SMALL = {
 }  # fmt: skip
 LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 ARTICLES = frozenset({"a", "an"})
-PART = {"half": 2, "third": 3, "quarter": 4, "fourth": 4} | {
-    word: value for value, word in enumerate(("fifth", "sixth", "seventh", "eighth", "ninth", "tenth"), 5)
-}
+PART = (
+    {"half": 2, "third": 3, "quarter": 4, "fourth": 4}
+    | {
+        word: value
+        for value, word in enumerate(
+            ("fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth"), 5
+        )
+    }
+    | {"hundredth": 100, "thousandth": 1000}
+)
 """Name of one part -> how many of them make one."""
 PARTS = {f"{word}s": value for word, value in PART.items() if word != "half"} | {"halves": 2}
 CHANGES_A_NUMBER = frozenset({*SMALL, *LARGE, *PART, *PARTS, "hundred", "and", "or", "plus", "minus", "over", "point"})
@@ -33,12 +40,16 @@ CHINESE_DIGITS = {sign: value for value, sign in enumerate("零一二三四五�
 CHINESE_UNITS = {"亿": 10**8, "万": 10**4, "千": 1000, "百": 100, "十": 10}
 CHINESE_SIGNS = "".join([*CHINESE_DIGITS, *CHINESE_UNITS])
 OTHER_SIGNS = str.maketrans("壹贰叁肆伍陆柒捌玖拾佰仟萬億兩", "一二三四五六七八九十百千万亿两")
-DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+DIGITS = r"\d{1,3}(?:,\d{3}){1,40}(?:\.\d{1,40})?|\d{1,40}(?:\.\d{1,40})?"
+LONGEST = 200
+"""Characters of a number in words; what is longer is text that never came to an end."""
 
 
 def number_from_words(text: str) -> str | None:
     """`thirty-six`, `三十六`, `3.5万` and `三分之二` in digits; None when it is not a number in words."""
     text = text.strip()
+    if len(text) > LONGEST:
+        return None
     is_chinese = re.search(rf"[{CHINESE_SIGNS}半又分]", text.translate(OTHER_SIGNS)) is not None
     value = chinese_number(text.translate(OTHER_SIGNS)) if is_chinese else english_number(text)
     return None if value is None else in_digits(value)

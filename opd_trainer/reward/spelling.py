@@ -44,6 +44,9 @@ WORDS = {
 """Answers in words, mostly Chinese, as they are compared."""
 
 CHOICE = r"(?:(?:故选|应选|选项?|[Oo]ption|[Cc]hoice)\s*:?\s*)?\(?([A-Za-z])\)?"
+LETTER = r"(?:\\text\s*\{\s*)?\(?[A-H]\)?(?:\s*\})?"
+OPTION = r"(?:\\text\s*\{\s*)?\(?([A-H])(?:\)(?:\s*\})?|[.:])\s+([\w\\$-].*)"
+"""A letter, and what a list of options has beside it."""
 ABOUT = (
     r"(?:大约|约为|约|近似|≈|\\approx(?![A-Za-z])|(?:about|approximately|roughly)\s)\s*"
     r"(?=[-+\d\\.$¥€£零一二两三四五六七八九十百半])"
@@ -88,6 +91,14 @@ def spelled(answer: str) -> Spelled:
     core, unit = split_unit(with_plain_magnitudes(re.sub(MAGNITUDE_IN_TEXT, r" \1", word)))
     core = re.sub(SCIENTIFIC, r"\1\\times 10^{\2}", core)
     return Spelled(without_separators(number_from_words(core) or core), unit, False)
+
+
+def chosen(answer: str, other: str) -> tuple[str, str] | None:
+    """What of `(C) 12` is to be compared with another answer without a label: `C` when it is a letter, else `12`."""
+    option, plain = re.fullmatch(OPTION, undecorated(answer)), undecorated(other)
+    if option is None or re.fullmatch(OPTION, plain) or re.search(r"(?<![A-Za-z\\])[A-H](?![A-Za-z])", option[2]):
+        return None
+    return (option[1] if re.fullmatch(LETTER, plain) else option[2]), other
 
 
 def spelled_phrase(text: str) -> Spelled:

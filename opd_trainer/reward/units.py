@@ -70,6 +70,8 @@ MEASURE_WORDS = (
     "个次种只本条块颗辆名位台张头棵件双对把箱盒瓶袋页层排组班行列岁场局题道株朵匹幅根支枝套筐桶包桌家间座艘架项步粒户批"
     "圈份级节"
 )
+LONGEST = 80
+"""Characters of a unit with what was counted."""
 MONEY = {"$": "dollar", "¥": "yuan", "€": "euro", "£": "sterling"}
 TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}
 
@@ -126,10 +128,11 @@ def split_words(text: str) -> tuple[str, str] | None:
     if bracketed and (unit := canonical_unit(bracketed.group(2))) is not None:
         return bracketed.group(1), unit
     is_boxed = re.search(r"\\text\s*\{[^{}]*\}$", text) is not None
-    for start in re.finditer(r"(?<![A-Za-z\\_^{])[A-Za-z]|[\u4e00-\u9fff]", flat):
+    start_of_unit = re.compile(r"(?<![A-Za-z\\_^{])[A-Za-z]|[\u4e00-\u9fff]")
+    for start in start_of_unit.finditer(flat, max(0, len(flat) - LONGEST)):
         end = start.start()
         core, tail = flat[:end].rstrip(), flat[end:]
-        if flat in CANONICAL or not re.search(rf"[\d)}}\]a-z{CHINESE_SIGNS}]$", core):
+        if flat in CANONICAL or not re.search(rf"[\d)}}\]a-z{CHINESE_SIGNS}]$", core[-1:]):
             continue
         unit = canonical_unit(tail)
         if unit is None and flat[end - 1] == " " and re.fullmatch(r"[-+]?[\d.,]+", core):
@@ -148,7 +151,7 @@ def without_text(text: str) -> str:
 
 def is_counted(core: str, tail: str, *, is_boxed: bool) -> bool:
     r"""Whether words name only what was counted: `12 apples`, `24名学生`. In `\text{}` also after a fraction."""
-    if not re.search(r"[\d)}]$" if is_boxed else r"\d$", core):
+    if not re.search(r"[\d)}]" if is_boxed else r"\d", core[-1:]):
         return False
     if re.fullmatch(r"[\u4e00-\u9fff]{2,}", tail.strip()):
         return re.search(NOT_A_CHINESE_NOUN, tail) is None
@@ -163,7 +166,7 @@ def is_counted(core: str, tail: str, *, is_boxed: bool) -> bool:
 
 def canonical_unit(text: str) -> str | None:
     """`km/h` and `千米每小时` as `km/hour`, `square meters` as `m^2`; "" for one without meaning, None when unknown."""
-    parts = re.split(r"\s*/\s*|\s+per\s+|\s*每\s*", text.strip().rstrip("."))
+    parts = re.split(r"\s*/\s*|\s+per\s+|\s*每\s*", text.strip().rstrip(".").replace("per cent", "percent"))
     if len(parts) == 1:
         unit = unit_with_power(parts[0])
         return "" if unit in NEUTRAL else unit

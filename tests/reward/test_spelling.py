@@ -1,9 +1,12 @@
 """Quantities, numbers in words and choices as people write them."""
 
+import time
+
 import pytest
 
-from opd_trainer.reward.equality import same_answer
+from opd_trainer.reward.equality import answer_in, same_answer
 from opd_trainer.reward.numerals import number_from_words
+from opd_trainer.reward.spelling import chosen, spelled
 
 SAME = [
     ("12 square meters", "12 m²"), ("12 m2", "12 m²"), ("12 m2", "12"), ("12 sq m", "12 m^2"),
@@ -35,8 +38,14 @@ SAME = [
     ("6 h", "6 hours"), ("6s", "6"), ("6 s", "6 seconds"), ("5 L", "5 liters"), ("5th", "5"), ("3倍", "3"),
     (r"\frac{1}{2}\text{ apples}", r"\frac12"), ("twelve apples", "twelve apples"), ("x=5或x=-5", "5,-5"),
     ("2m", "2m"), ("3h", "3h"), ("5 N", "5 newtons"),
+    ("(C) 12", "C"), ("C. 12", r"\text{(C)}"), ("C. 12", "12"), (r"\textbf{(C)}\ \frac{1}{2}", "0.5"),
+    ("(C) 12", "(C) 12"), ("C: 12 apples", "C"), ("C. -5", "-5"), ("12 per cent", "0.12"), ("one hundredth", "0.01"),
 ]  # fmt: skip
 DIFFERENT = [
+    ("(C) 12", "D"), ("(C) 12", "13"), ("(C) 12", "(D) 12"), ("(C) 12", "(C) 13"), ("(C) or (D)", "C"),
+    ("(C) and D", "C"), ("(A)(B)", "A"), ("(A) + B", "A"), (r"(C) \cup (D)", "C"), ("(C) 12, (A) 3", "C"), ("A:5", "5"),
+    ("C: -5", "5"),
+    ("12 twelfths", "12"),
     ("3 million", "3"), ("1.2 million", "1.2"), ("1e6", "1e5"), ("1e6", "6"), ("1e6", "16"), ("2abc", "2"),
     ("five and six", "11"), ("one two three", "6"), ("一百二", "102"), ("三亿两千万", "3"), ("12 m2", "122"),
     ("12 m2", "144"), ("12 m2", "12 m"), ("12 square meters", "12 m^3"), ("12 square meters", "12 cm^2"),
@@ -99,3 +108,16 @@ def test_numbers_in_words(words, digits):
 )  # fmt: skip
 def test_no_numbers(words):
     assert number_from_words(words) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["十", "一万", "一百和", "个", "one ", "**", "5 a ", "(A) ", "3 million ", "9", "/m", r"\text{m}", "m^2 ", "答"],
+)
+def test_a_response_without_end_takes_no_time(text):
+    started = time.process_time()
+    long = text * 2000
+    spelled(answer_in(f"Answer: {long}") or "")
+    spelled(f"5 {long}")
+    chosen(long, "C")
+    assert time.process_time() - started < 2
