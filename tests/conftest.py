@@ -1,11 +1,14 @@
 """What every test relies on: shapes are checked while tests run, nothing is fetched, one thread per process."""
 
 import gc
+import logging
 import os
+from collections.abc import Iterator
 
 # Read when transformers and datasets are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -22,3 +25,14 @@ def pytest_collection_finish() -> None:
     """Closing a runtime collects garbage; what was imported until here is none, and takes most of the time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Hydra points the log of a job at the output of its test, which is closed after it."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers).difference(handlers):
+        root.removeHandler(handler)

@@ -58,14 +58,21 @@ def gloo_threads() -> int:
     return sum(path.read_text().startswith("gloo") for path in Path("/proc/self/task").glob("*/comm"))
 
 
-def test_groups_end_with_the_worker_that_had_them(tmp_path):
-    spec = training.spec(training.write_model(tmp_path))
+def count_threads(rank: int, size: int, rendezvous: str, folder: Path) -> bytes:
+    """gloo's threads during the life of a worker, after it, and after another one."""
+    spec = training.spec(training.write_model(folder))
     with training.started(spec):
         during = gloo_threads()
     after = gloo_threads()
     with training.started(spec):
         pass
-    assert gloo_threads() <= after < during / 2
+    return bytes([during, after, gloo_threads()])
+
+
+def test_groups_end_with_the_worker_that_had_them(tmp_path):
+    # In a process of its own, where nobody else has groups.
+    ((during, after, after_another),) = run_gloo(count_threads, 1, tmp_path)
+    assert after_another <= after < during / 2
 
 
 FIRST_START = """

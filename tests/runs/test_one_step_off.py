@@ -51,7 +51,8 @@ def test_correction_is_on_unless_it_is_switched_off(small: Path, uninterrupted: 
     output = small / "uncorrected"
     assert launch(small, output, *distil(small), *MODE, "loss.correction=none") == 0
     assert "train/correction_weight" not in steps(output)[0]
-    assert steps(output)[0]["train/loss"] == steps(uninterrupted)[0]["train/loss"]
+    # The first samples are on-policy: weights are 1 but for what engine and trainer round differently.
+    assert steps(output)[0]["train/loss"] == pytest.approx(steps(uninterrupted)[0]["train/loss"], rel=1e-5)
     assert steps(output)[1]["train/loss"] != steps(uninterrupted)[1]["train/loss"]
 
 
