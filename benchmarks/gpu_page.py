@@ -248,7 +248,9 @@ for a copy, read and write together.
 {head}
 {chr(10).join(map(str, lines(found)))}
 
-In bold: more than {FAR} times worse than the best. What is at best:
+In bold: more than {FAR} times worse than the best. Updates of small models wait for the host, which launches tens of
+thousands of kernels: two measurements of the same update differed by a third, and a ratio can come out below its best.
+What is at best:
 
 * An update that does nothing but its products, at the rate of one large product (three with every weight that a token
   meets, causal attention, the output head on response tokens only). A teacher of equal size adds a forward pass to a
