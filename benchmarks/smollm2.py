@@ -76,8 +76,9 @@ def samples(source: Path) -> list[dict[str, str]]:
 
 
 def kept() -> list[Run]:
-    """The runs, as they are kept."""
-    return [load(RAW / NAME / variant.name, variant, 0) for variant in VARIANTS]
+    """The runs, as they are kept; what has not run yet is left out."""
+    there = [variant for variant in VARIANTS if (RAW / NAME / variant.name).is_dir()]
+    return [load(RAW / NAME / variant.name, variant, 0) for variant in there]
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -140,7 +141,7 @@ def figure(runs: Sequence[Run]) -> Figure:
     for axes in (kl, held_out):
         axes.set_ylim(bottom=0)
     kl.legend(loc="lower left", fontsize=9)
-    nll.legend(loc="upper right", fontsize=9)
+    nll.legend(loc="center right", fontsize=9)
     return drawn
 
 
@@ -162,17 +163,19 @@ def shown() -> str:
 def text(runs: Sequence[Run]) -> str:
     """docs/results/smollm2_gsm8k.md."""
     shell = "\n".join(
-        " \\\n    ".join([f"python launch.py {COMMON[0]}", *COMMON[1:], *variant.overrides]) for variant in VARIANTS
+        " \\\n    ".join([f"python launch.py {COMMON[0]}", *COMMON[1:], *run.variant.overrides]) for run in runs
     )
+    missing = [variant for variant in VARIANTS if variant not in [run.variant for run in runs]]
+    left_out = "".join(f"Not run to its end yet: {one.title} (`{' '.join(one.overrides)}`).\n" for one in missing)
     return f"""# A real pair on real prompts
 
 SmolLM2-135M-Instruct is the teacher; the student is a copy without six of its thirty layers, which has forgotten much.
 `experiment=smollm2_gsm8k` distils on the problems of GSM8K: {len(runs[0].rows)} steps of 16 prompts, of 64 tokens each.
-Once the teacher sits beside the student and its whole distribution is the loss; once it is an SGLang server, which
-tells the log-probs of the sampled tokens only. The models are far too small for GSM8K, and an answer is cut long before
+The teacher sits beside the student, and its whole distribution is the loss; or it is an SGLang server, which tells the
+log-probs of the sampled tokens only. The models are far too small for GSM8K, and an answer is cut long before
 its end, so that nobody counts right answers here: the reverse KL says how far the student is from the teacher on texts
-of its own, the negative log-likelihood (NLL) what it thinks of GSM8K's answers, which neither run ever trained on.
-
+of its own, the negative log-likelihood (NLL) what it thinks of GSM8K's answers, which no run ever trained on.
+{left_out}
 {table(runs)}
 
 Reverse KL on 64 held-out prompts, NLL of the answers to 32 of them, nats per token. Tokens a second are all tokens of a
@@ -211,9 +214,8 @@ def main() -> None:
         for variant in VARIANTS:
             if arguments.only in (None, variant.name):
                 execute(variant)
-    if arguments.only is None:
-        runs = kept()
-        write(NAME, text(runs), figure(runs))
+    runs = kept()
+    write(NAME, text(runs), figure(runs))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import divergences, estimators, results, sglang_demo, sweep
+from benchmarks import divergences, estimators, results, sglang_demo, smollm2, sweep
 from benchmarks.demo_runs import RAW, Run
 from benchmarks.pages import DATASET, Page
 
@@ -36,6 +36,13 @@ def test_a_page_is_made_from_its_runs(page: Page) -> None:
     assert (RESULTS / f"{page.name}.md").read_text(encoding="utf-8") == page.text(runs)
     assert (RESULTS / f"{page.name}.png").is_file()
     assert page.figure(runs).axes
+
+
+def test_the_page_of_a_real_pair_is_made_from_its_runs() -> None:
+    runs = smollm2.kept()
+    assert (RESULTS / f"{smollm2.NAME}.md").read_text(encoding="utf-8") == smollm2.text(runs)
+    kl = runs[0].summary["reverse_kl"]
+    assert f"falls from {kl['first']:.2f} to {kl['last']:.2f}" in README
 
 
 @made_from("sweep")
