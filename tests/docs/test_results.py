@@ -12,7 +12,7 @@ from benchmarks.pages import DATASET, Page
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-WITHOUT_RUNS = {"divergences", "estimators", "sglang", "sweep"}
+WITHOUT_RUNS = {"estimators", "sglang", "sweep"}
 """Pages from before runs were kept. To shorten the list: make the page anew, and commit what is kept of its runs."""
 ALL = (results.PAGE, divergences.PAGE, estimators.PAGE, sglang_demo.PAGE)
 PAGES = tuple(page for page in ALL if page.name not in WITHOUT_RUNS)
@@ -130,9 +130,8 @@ def test_the_readme_tells_of_the_seeds() -> None:
 def test_the_readme_tells_of_the_divergence() -> None:
     run = next(run for run in divergences.PAGE.kept() if "opd.divergence.kind=reverse_kl" in run.variant.overrides)
     kl, score = run.summary["reverse_kl"], run.summary["evaluation"]["after"][DATASET]
-    assert score == run.summary["evaluation"]["teacher"][DATASET]
     times = f"{kl['first'] / kl['last']:.0f} times lower"
-    assert f"ends at {100 * score:.1f} %, the teacher's own score, with a reverse KL {times}" in README
+    assert f"ends at {100 * score:.1f} %, with a reverse KL {times}" in README
 
 
 @made_from("sglang", "arithmetic")
