@@ -29,10 +29,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """Hydra points the log of a job at the output of its test, which is closed after it."""
+    """Hydra points the log of a job at its file and at the output of its test, which is closed after it."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     yield
     root.setLevel(level)
     for handler in set(root.handlers).difference(handlers):
         root.removeHandler(handler)
+        handler.close()
