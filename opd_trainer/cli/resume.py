@@ -3,7 +3,12 @@
 from pathlib import Path
 
 from opd_trainer.errors import Problem
+from opd_trainer.model.folder import CHECKPOINTS
 from opd_trainer.run_record import RUN_FILE, RunStatus, read_record
+from opd_trainer.tracking.files import METRICS
+
+RESULTS = (METRICS, "eval_*", f"{CHECKPOINTS}/*")
+"""What a run has to show for its time before it is finished: steps, evaluations, checkpoints."""
 
 
 def unfinished(parent: Path, wanted: str) -> Path | None:
@@ -13,10 +18,16 @@ def unfinished(parent: Path, wanted: str) -> Path | None:
     return max(mine, key=lambda run: run.modified).directory if mine else None
 
 
+def has_results(directory: Path) -> bool:
+    """Whether a run in `directory` measured or saved anything."""
+    return any(path.stat().st_size for pattern in RESULTS for path in directory.glob(pattern))
+
+
 def named_directory_problem(directory: Path, wanted: str, continues: bool) -> Problem | None:
     """Why a run of resume hash `wanted` cannot use `directory`: another one is there already."""
     run = read_record(directory)
-    if run is None:
+    # A run that is at work elsewhere may have nothing to show yet; one that failed like that has nothing to lose.
+    if run is None or (run.status == RunStatus.failed and not has_results(directory)):
         return None
     there = f"{directory} holds a {'finished' if run.status == RunStatus.finished else 'started'} run"
     if not continues:

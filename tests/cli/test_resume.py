@@ -3,6 +3,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from opd_trainer.cli.resume import unfinished
 from opd_trainer.run_record import config_hash, resume_hash
 
@@ -86,10 +88,37 @@ def test_output_dir_that_is_taken(check: Any) -> None:
     assert "resume=auto" in check.message
 
 
+def test_output_dir_of_a_run_that_failed_before_it_had_results(check: Any) -> None:
+    assert check("output_dir=here"), check.message
+    here = Path("here")
+    leave(here, check.config, "failed")
+    (here / "checkpoints").mkdir()
+    # Cut when the run began.
+    (here / "metrics.jsonl").write_text("")
+    assert check("output_dir=here"), check.message
+    assert check("output_dir=here", "seed=5"), check.message
+    assert check("output_dir=here", "seed=5", "resume=auto"), check.message
+    leave(here, check.config, "running")
+    assert not check("output_dir=here"), "it may be at work on another machine"
+
+
+@pytest.mark.parametrize("result", ["metrics.jsonl", "eval_0000000.json", "checkpoints/iter_0000001/controller.json"])
+def test_output_dir_with_results_is_taken(check: Any, result: str) -> None:
+    assert check("output_dir=here"), check.message
+    leave(Path("here"), check.config, "failed")
+    (Path("here") / result).parent.mkdir(parents=True, exist_ok=True)
+    (Path("here") / result).write_text('{"step": 0}\n')
+    assert not check("output_dir=here")
+    assert "resume=auto" in check.message
+    assert check("output_dir=here", "resume=auto"), check.message
+    assert not check("output_dir=here", "resume=auto", "seed=5")
+
+
 def test_resume_in_a_named_directory(check: Any) -> None:
     assert check("output_dir=here", "resume=auto"), check.message
     config = check.config
     leave(Path("here"), config, "failed")
+    (Path("here") / "metrics.jsonl").write_text('{"step": 0}\n')
     assert check("output_dir=here", "resume=auto"), check.message
     assert run_dir(check) == "here"
     assert not check("output_dir=here", "resume=auto", "seed=5")

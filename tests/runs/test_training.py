@@ -76,6 +76,15 @@ def test_the_likelihood_of_reference_responses_is_that_of_transformers(finished:
         assert found[who]["heldout"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-4), who
 
 
+def test_a_run_that_was_refused_leaves_its_directory_free(small: Path) -> None:
+    output, empty = small / "refused", small / "empty.jsonl"
+    empty.write_text("")
+    assert launch(small, output, *distil(small), f"data.path={empty}") == 2
+    assert (output / "run.json").is_file()
+    assert launch(small, output, *distil(small), "steps=1") == 0
+    assert launch(small, output, *distil(small), "steps=1") == 2
+
+
 def test_the_same_seed_gives_the_same_numbers(small: Path, finished: Path) -> None:
     assert launch(small, small / "again", *distil(small), REFERENCES) == 0
     assert steps(small / "again") == steps(finished)
