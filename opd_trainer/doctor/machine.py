@@ -15,8 +15,9 @@ import psutil
 import torch
 
 from opd_trainer.cluster.rendezvous import free_port
+from opd_trainer.megatron.c_compiler import c_compiler, has_python_headers
 
-COMMANDS = ("git", "make", "cc", "nvidia-smi", "sbatch", "srun", "squeue", "sacct", "scontrol")
+COMMANDS = ("git", "make", "nvidia-smi", "sbatch", "srun", "squeue", "sacct", "scontrol")
 COMMAND_TIMEOUT_S = 20.0
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Limit on the memory of a container: of cgroups in version 2 and in version 1."""
@@ -55,6 +56,8 @@ class Machine:
         disks: folder -> free bytes.
         shared_memory: free bytes of /dev/shm; None where there is none.
         commands: command -> its path, None where it is missing.
+        compiler: path of the C compiler for kernels, None where there is none.
+        python_headers: whether Python.h is there.
         open_files: limit of this process.
         host_name: of the machine.
         host_address: what the name resolves to, None where it does not.
@@ -73,6 +76,8 @@ class Machine:
     disks: Mapping[str, int]
     shared_memory: int | None
     commands: Mapping[str, str | None]
+    compiler: str | None
+    python_headers: bool
     open_files: int
     host_name: str
     host_address: str | None
@@ -104,6 +109,8 @@ def examine(folders: Sequence[Path]) -> Machine:
         disks={str(folder): free_space(folder) for folder in folders},
         shared_memory=free_space(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None,
         commands=commands,
+        compiler=c_compiler(),
+        python_headers=has_python_headers(),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         host_name=socket.gethostname(),
         host_address=host_address(),

@@ -50,6 +50,7 @@ NEEDED = (
     Wanted("wandb", "wandb"),
 )
 OPTIONAL = (
+    Wanted("triton", "triton"),
     Wanted("transformer-engine", "transformer_engine.pytorch"),
     Wanted("flash-attn", "flash_attn"),
     Wanted("apex", "apex"),

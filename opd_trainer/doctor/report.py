@@ -52,6 +52,7 @@ def machine_rows(machine: Machine) -> Iterator[tuple[str, str]]:
     yield "open files", f"at most {machine.open_files}"
     yield "host name", f"{machine.host_name}, {machine.host_address or 'which resolves to no address'}"
     yield "commands", ", ".join(name for name, path in machine.commands.items() if path) or "none"
+    yield "C compiler", machine.compiler or "none"
     missing = [name for name, path in machine.commands.items() if path is None]
     if missing:
         yield "not found", ", ".join(missing)

@@ -64,6 +64,7 @@ def verdicts(facts: Facts) -> list[Verdict]:
     return [
         *core(facts),
         bfloat16(facts.machine),
+        *log_probs(facts),
         attention(facts),
         *ray(facts),
         slurm(facts),
@@ -123,6 +124,25 @@ def bfloat16(machine: Machine) -> Verdict:
     capability = ".".join(map(str, old[0].capability))
     why = f"{old[0].name} (compute capability {capability}) only emulates it"
     return Verdict(use, Answer.partly, why, "model.dtype=float32, or a GPU of capability 8.0 or newer")
+
+
+def log_probs(facts: Facts) -> Iterator[Verdict]:
+    """The kernel of log-probs, which is built on the machine that runs it, when it is first needed."""
+    machine, triton = facts.machine, facts.packages["triton"]
+    if not machine.gpus:
+        return
+    use = "log-probs on a GPU by the kernel"
+    slow = "without it they take many times as long"
+    if triton.complaint:
+        yield Verdict(use, Answer.no, f"{triton.complaint}; {slow}", "install torch's build for CUDA, which brings it")
+    elif machine.compiler is None:
+        why = f"Triton builds it when a run starts, with a C compiler, and there is none; {slow}"
+        yield Verdict(use, Answer.no, why, "apt-get install gcc, or name a compiler in the variable CC")
+    elif not machine.python_headers:
+        why = f"Triton builds it when a run starts, and {machine.compiler} finds no Python.h: the run would fail"
+        yield Verdict(use, Answer.no, why, "apt-get install python3-dev")
+    else:
+        yield Verdict(use, Answer.yes, f"Triton {triton.version} builds it with {machine.compiler}")
 
 
 def attention(facts: Facts) -> Verdict:

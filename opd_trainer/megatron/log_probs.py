@@ -11,7 +11,6 @@ a CPU, and in fp64, both passes walk over the positions in chunks of torch opera
 """
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup, ReduceOp
+
+from opd_trainer.megatron.c_compiler import c_compiler
 
 Reduce = Callable[[Tensor, ReduceOp.RedOpType], Tensor]
 """Reduces a tensor over the ranks that share the vocabulary; may do so in place."""
@@ -131,7 +132,10 @@ def _triton_builds() -> bool:
     """Whether Triton, which torch's builds for CUDA bring, can build kernels; their launchers need a C compiler."""
     if find_spec("triton") is None:
         return False
-    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+    compiler = c_compiler()
+    if compiler is not None:
+        # A plain cc it would not find by itself.
+        os.environ.setdefault("CC", compiler)
         return True
     warnings.warn(
         "Triton finds no C compiler: log-probs are computed without its kernel, which takes many times as long. "

@@ -22,6 +22,8 @@ LAPTOP = Machine(
     disks={"outputs": 2**40},
     shared_memory=2**33,
     commands=dict.fromkeys(COMMANDS),
+    compiler=None,
+    python_headers=True,
     open_files=1024,
     host_name="laptop",
     host_address="127.0.1.1",
@@ -96,6 +98,22 @@ def test_a_gpu_that_emulates_bfloat16() -> None:
     found = about("model.dtype", facts(gpus=(H200, V100)))
     assert found.answer is Answer.partly
     assert "Tesla V100 (compute capability 7.0)" in found.why
+
+
+def test_the_kernel_of_log_probs() -> None:
+    triton = Package(name="triton", version="3.6")
+    here: dict[str, Any] = {"gpus": (H200,), "compiler": "/usr/bin/cc"}
+    found = about("log-probs", facts(triton, **here))
+    assert (found.answer, found.why) == (Answer.yes, "Triton 3.6 builds it with /usr/bin/cc")
+    for lacking, reason, fix in (
+        (facts(triton, gpus=(H200,)), "with a C compiler, and there is none", "CC"),
+        (facts(triton, **here, python_headers=False), "/usr/bin/cc finds no Python.h", "python3-dev"),
+        (facts(**here), "triton is not installed", "torch's build for CUDA"),
+    ):
+        found = about("log-probs", lacking)
+        assert found.answer is Answer.no
+        assert reason in found.why
+        assert fix in found.fix
 
 
 @pytest.mark.parametrize(
