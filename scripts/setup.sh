@@ -13,10 +13,11 @@ fail() {
     exit 2
 }
 
-command -v "$python" >/dev/null || fail "$python is not on the PATH." "Install Python 3.11 or newer, or name it: make setup PYTHON=/path/to/python3.11"
+command -v "$python" >/dev/null || fail "$python is not on the PATH." "Install Python 3.11, 3.12 or 3.13, or name it: make setup PYTHON=/path/to/python3.11"
 version=$("$python" -c 'import platform; print(platform.python_version())')
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "$python is Python $version; 3.11 or newer is needed." "Name a newer one: make setup PYTHON=python3.11"
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' ||
+    fail "$python is Python $version; 3.11, 3.12 or 3.13 is needed: Megatron-core 0.16 has wheels for no newer one." \
+        "Name another one: make setup PYTHON=python3.11"
 
 if [ ! -x "$venv/bin/pip" ]; then
     rm -rf "$venv"

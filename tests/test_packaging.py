@@ -1,11 +1,16 @@
 """pyproject.toml against what the code says of it."""
 
 import ast
+import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from opd_trainer.megatron import compat
 
@@ -50,3 +55,31 @@ def test_megatron_core_is_not_allowed_where_its_hacks_were_not_tried() -> None:
     assert not megatron.specifier.contains("0.15.3")
     assert megatron.specifier.contains(f"{said}.0")
     assert not megatron.specifier.contains("0.17.0")
+
+
+def test_setup_and_readme_name_the_pythons_that_are_allowed() -> None:
+    said = (ROOT / "README.md").read_text().partition("Python 3.")[2]
+    oldest, newest = re.findall(r"^(\d+) to 3\.(\d+) ", said)[0]
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    assert [minor for minor in range(30) if allowed.contains(f"3.{minor}.1")] == [*range(int(oldest), int(newest) + 1)]
+    named = {text.rpartition(".")[2] for text in PROJECT["classifiers"] if "Python :: 3." in text}
+    assert named == {str(minor) for minor in range(int(oldest), int(newest) + 1)}
+
+
+@pytest.mark.parametrize(("version", "taken"), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False)])
+def test_setup_refuses_other_pythons(tmp_path: Path, version: tuple[int, int], taken: bool) -> None:
+    python = tmp_path / "python"
+    as_if = f"import sys; sys.version_info = (*{version}, 1, 'final', 0); exec(sys.argv[2])"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{as_if}" "$@"\n')
+    python.chmod(0o755)
+    # The folder cannot be made, which is what ends it where the version is taken.
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "setup.sh", tmp_path / "file" / "venv"],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert ("3.11, 3.12 or 3.13 is needed" not in done.stderr) is taken, done.stderr
