@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 
 
 def build_learner(config: Config, vocabulary: Vocabulary, workers: Workers) -> MegatronLearner:
-    """The student with its optimizer, inline teachers and, where they are used, reference and critic.
+    """The student with its optimizer and, where they are used, inline teachers, reference and critic.
 
     Raises:
         UserError: a teacher or the critic does not fit.
     """
     temperature = config.rollout.temperature
     teachers: dict[str, TeacherBuilder] = {}
-    if config.opd.type is OpdType.megatron:
+    if config.opd.type is OpdType.megatron and isinstance(config.task, TrainTask):
         teachers = {
             name: inline_teacher(
                 name,
@@ -95,7 +95,7 @@ def optimizer_steps(config: Config) -> int:
 
 def reference_of(config: Config) -> ModelConfig | None:
     """The reference model; None where nothing needs it."""
-    if not config.reference.used:
+    if not config.reference.used or not isinstance(config.task, TrainTask):
         return None
     if config.reference.load is None:
         return config.model
