@@ -20,7 +20,8 @@ from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.model.config import ModelConfig
 from opd_trainer.opd.config import OpdConfig, OpdType
-from opd_trainer.rollout.config import EmbeddedRollout, RolloutConfig
+from opd_trainer.reward.config import ExactReward
+from opd_trainer.rollout.config import EmbeddedRollout
 from opd_trainer.task.config import ConvertTask, DoctorTask, ServeTask, ServeTeacherTask, SftTask, SummarizeTask
 from opd_trainer.tracking.config import WandbMode
 
@@ -35,6 +36,11 @@ FILES = {
     "heldout": "data/heldout.jsonl",
 }
 """What a `demo:` path may name, and where it lies below the recipe's folder."""
+
+ROLLOUT = EmbeddedRollout(max_prompt_tokens=16, max_response_tokens=48)
+"""How the teacher is asked while it is trained. Like its reward it belongs to the recipe, whose models all runs share:
+what the run that happens to build them asks for must not be in them. The engine is the one in this process: of a model
+without weights there is nothing to serve."""
 
 Node = TypeVar("Node")
 
@@ -125,20 +131,14 @@ def supervised(config: Config, demo: DemoConfig, folder: Path) -> Config:
         model=ModelConfig(huggingface=str(folder / "tokenizer"), architecture=demo.architecture),
         megatron=demo.megatron,
         data=DataConfig(path=str(folder / "data" / "train.jsonl")),
-        rollout=embedded(config.rollout),
+        reward=ExactReward(),
+        rollout=ROLLOUT,
         eval=EvalConfig(datasets={"heldout": DataConfig(path=str(folder / "data" / "heldout.jsonl"))}),
         tracking=dataclasses.replace(
             config.tracking, console_every=demo.eval_every, plot_every=0, wandb=WandbMode.disabled
         ),
         demo=None,
     )
-
-
-def embedded(rollout: RolloutConfig) -> EmbeddedRollout:
-    """The engine in this process, with the same settings: of a model without weights there is nothing to serve."""
-    if isinstance(rollout, EmbeddedRollout):
-        return rollout
-    return EmbeddedRollout(**{field.name: getattr(rollout, field.name) for field in dataclasses.fields(RolloutConfig)})
 
 
 def with_real_paths(node: Node, folder: Path) -> Node:

@@ -1,8 +1,10 @@
 """How the demo's models are made."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from opd_trainer.cluster.config import InProcessCluster
 from opd_trainer.config import Config
@@ -11,9 +13,10 @@ from opd_trainer.demo.config import DemoConfig
 from opd_trainer.demo.prepare import prepared, supervised
 from opd_trainer.estimator.grpo import Grpo
 from opd_trainer.eval.config import EvalConfig
+from opd_trainer.loss.config import ReferenceConfig
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.model.config import ModelConfig
-from opd_trainer.reward.config import ExactReward
+from opd_trainer.reward.config import ExactReward, NoReward
 from opd_trainer.rollout.config import EmbeddedRollout, SglangRollout
 from opd_trainer.task.config import ServeTask, ServeTeacherTask, TaskConfig, TrainTask
 from opd_trainer.teacher.config import SglangManagedTeacher
@@ -29,7 +32,7 @@ def config(task: TaskConfig, cache: Path, load: str = "demo:teacher") -> Config:
         megatron=MegatronConfig(),
         data=DataConfig(path="demo:train"),
         reward=ExactReward(),
-        rollout=SglangRollout(max_response_tokens=48, stop_token_ids=[7]),
+        rollout=SglangRollout(),
         cluster=InProcessCluster(),
         eval=EvalConfig(),
         tracking=TrackingConfig(),
@@ -37,13 +40,21 @@ def config(task: TaskConfig, cache: Path, load: str = "demo:teacher") -> Config:
     )
 
 
-def test_a_model_from_scratch_is_not_served(tmp_path: Path) -> None:
-    """There is nothing for an SGLang server to load; the engine in this process grades it."""
+def test_what_all_runs_share_does_not_depend_on_the_run_that_builds_it(tmp_path: Path) -> None:
+    """Nor is a model from scratch served: there is nothing for an SGLang server to load."""
     run = config(TrainTask(), tmp_path)
     assert run.demo is not None
-    made = supervised(run, run.demo, tmp_path).rollout
-    assert isinstance(made, EmbeddedRollout)
-    assert (made.max_response_tokens, made.stop_token_ids) == (48, [7])
+    served = SglangRollout(temperature=0.5, max_response_tokens=4, stop_token_ids=[7])
+    odd = dataclasses.replace(
+        run, reward=NoReward(), rollout=served, reference=ReferenceConfig(kl_coef=0.1), eval=EvalConfig(n_prompts=1)
+    )
+    usual = dataclasses.replace(run, rollout=EmbeddedRollout(max_prompt_tokens=16, max_response_tokens=48))
+    made = [supervised(one, run.demo, tmp_path) for one in (odd, usual)]
+    assert dataclasses.replace(made[0], reference=made[1].reference) == made[1]
+    assert (made[0].reward, made[0].rollout) == (usual.reward, usual.rollout)
+    # What the demo's own settings ask for is what the recipe asks for.
+    written = OmegaConf.load(Path(__file__).parents[2] / "conf" / "experiment" / "arithmetic.yaml").rollout
+    assert (written.max_prompt_tokens, written.max_response_tokens) == (16, 48)
 
 
 @pytest.mark.parametrize("task", [ServeTeacherTask(), ServeTask()])
