@@ -80,6 +80,12 @@ def iteration_name(finished: int) -> str:
     return f"iter_{finished:07d}"
 
 
+def iteration_of(name: str) -> int | None:
+    """The inverse of `iteration_name`; None for any other name."""
+    digits = name.removeprefix("iter_")
+    return int(digits) if digits.isdecimal() and iteration_name(int(digits)) == name else None
+
+
 @dataclass(slots=True)
 class Checkpoints:
     """Saves every `every` steps and after the last one, keeps the newest `keep`.
@@ -200,7 +206,9 @@ class Checkpoints:
 
     def _prune(self, finished: int) -> None:
         """Keeps the newest `keep` up to `finished`; a later one is a leftover of a crash before a resume."""
-        found = {int(path.name.removeprefix("iter_")) for path in self.directory.glob("iter_*")}
+        # What somebody put beside them under another name (iter_0000100_best) is no affair of ours.
+        numbers = [iteration_of(path.name) for path in self.directory.glob("iter_*")]
+        found = {number for number in numbers if number is not None}
         kept = sorted(number for number in found if number <= finished)[-self.keep :]
         for number in found.difference(kept):
             path, partial = self._paths(number)

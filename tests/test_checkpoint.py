@@ -103,6 +103,14 @@ def test_a_leftover_later_than_the_marker_is_never_preferred(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.glob("iter_*")] == ["iter_0000002"]
 
 
+def test_a_copy_under_another_name_is_left_alone(tmp_path: Path) -> None:
+    for name in ("iter_0000001_best", "iter_2", "iter_"):
+        (tmp_path / name).mkdir()
+    train(Run(), Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=3))
+    found = sorted(path.name for path in tmp_path.glob("iter_*"))
+    assert found == ["iter_", "iter_0000001_best", "iter_0000003", "iter_2"]
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / LATEST).write_text("5")
     checkpoints = Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=9)
