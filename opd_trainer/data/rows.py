@@ -54,7 +54,14 @@ def read_rows(config: DataConfig, name: str, at: str = "data") -> Iterator[Row]:
     if not path.exists():
         raise DataError(f"{name}: {path} does not exist. Set {at}.path to a file that does")
     stop = None if config.n_rows is None else config.offset + config.n_rows
-    return islice(READERS[format_of(path, config.format, at)](path, config.split, at), config.offset, stop)
+    chosen = format_of(path, config.format, at)
+    try:
+        yield from islice(READERS[chosen](path, config.split, at), config.offset, stop)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{path}: it cannot be read as {chosen} ({reason}). Set {at}.path and {at}.format to what is there"
+        ) from error
 
 
 def format_of(path: Path, chosen: DataFormat, at: str) -> DataFormat:
@@ -152,8 +159,8 @@ def read_huggingface(path: Path, split: str, at: str) -> Iterator[Row]:
         loaded = datasets.load_from_disk(str(path))
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: it is a folder, but not of a Hugging Face dataset on disk. "
-            f"Set {at}.path to a file, or write the folder with Dataset.save_to_disk"
+            f"{path}: it is not the folder of a Hugging Face dataset on disk. "
+            f"Set {at}.path to a file and {at}.format=auto, or write the folder with Dataset.save_to_disk"
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:

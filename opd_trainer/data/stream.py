@@ -10,6 +10,9 @@ from opd_trainer.data.prompts import PromptSet
 from opd_trainer.errors import DataError
 from opd_trainer.types import Prompt
 
+STEPS_AHEAD = 100
+"""Steps that are looked at beforehand: how many prompts a dataset gives differs by one or two from step to step."""
+
 
 @dataclass(slots=True)
 class Cursor:
@@ -77,12 +80,13 @@ class PromptStream:
         Raises:
             DataError: a dataset has fewer prompts than its part of one step.
         """
-        turns = self._turns(count)
+        given = [0] * len(self._cursors)
+        steps = [self._turns(count, given) for _ in range(STEPS_AHEAD)]
         for index, cursor in enumerate(self._cursors):
-            asked, there = turns.count(index), len(cursor.order)
+            asked, there = max(turns.count(index) for turns in steps), len(cursor.order)
             if asked > there:
                 raise DataError(
-                    f"{cursor.prompts.name}: a step of {option}={count} takes {asked} different prompts of it, "
+                    f"{cursor.prompts.name}: a step of {option}={count} takes up to {asked} different prompts of it, "
                     f"but there are only {there}. Lower {option}"
                 )
 
@@ -92,12 +96,12 @@ class PromptStream:
         Raises:
             DataError: a dataset has fewer prompts than its part of one step.
         """
-        turns = self._turns(count)
+        turns = self._turns(count, [cursor.given for cursor in self._cursors])
         taken = [iter(cursor.take(turns.count(index))) for index, cursor in enumerate(self._cursors)]
         return [next(taken[index]) for index in turns]
 
-    def _turns(self, count: int) -> list[int]:
-        given = [cursor.given for cursor in self._cursors]
+    def _turns(self, count: int, given: list[int]) -> list[int]:
+        """Which dataset gives each of the next `count` prompts; `given` is what each has given, and goes on."""
         turns: list[int] = []
         for _ in range(count):
             total = sum(given) + 1

@@ -100,5 +100,11 @@ def test_missing_paths(tmp_path):
         columns(DataConfig())
     with pytest.raises(DataError, match="does not exist"):
         columns(DataConfig(path=str(tmp_path / "none.jsonl")))
-    with pytest.raises(DataError, match="not of a Hugging Face dataset"):
+    with pytest.raises(DataError, match="not the folder of a Hugging Face dataset"):
         columns(DataConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_a_folder_is_no_file(tmp_path, kind):
+    with pytest.raises(DataError, match=rf"cannot be read as {kind} \(.*irectory.*Set data\.path and data\.format"):
+        columns(DataConfig(path=str(tmp_path), format=DataFormat[kind]))

@@ -49,8 +49,15 @@ def test_too_few_prompts():
 def test_too_few_prompts_are_told_before_the_first_step():
     sets = [PromptSet("a", prompts(9, "a"), weight=3.0), PromptSet("b", prompts(2, "b"))]
     PromptStream(sets).check(8, "rollout.prompts_per_step")
-    with pytest.raises(DataError, match=r"b: a step of task\.batch_size=12 takes 3 .*only 2. Lower task\.batch_size"):
+    with pytest.raises(
+        DataError, match=r"b: a step of task\.batch_size=12 takes up to 3 .*only 2. Lower task\.batch_size"
+    ):
         PromptStream(sets).check(12, "task.batch_size")
+    # With weights 2 and 1 a step of four takes one or two prompts of the second dataset: one in the first step.
+    uneven = PromptStream([PromptSet("a", prompts(9, "a"), weight=2.0), PromptSet("b", prompts(1, "b"))])
+    with pytest.raises(DataError, match="b: a step of x=4 takes up to 2 "):
+        uneven.check(4, "x")
+    assert uneven.next(4), "looking ahead moves nothing"
 
 
 @settings(max_examples=50, deadline=None)
