@@ -8,7 +8,7 @@ OpdError                     1
 │   ├── ShapeMismatch        2   a model does not fit the place that it is loaded into
 │   ├── PreflightError       2   something outside the process is not as the run needs it (a server, a device)
 │   └── MissingExtra         2   an optional package is not installed
-├── Incomparable             1   two log-probs of different temperature or vocabulary were about to be subtracted
+├── Incomparable             1   two log-probs of different temperatures were about to be subtracted
 ├── WorkerError              1   a worker process died, hung or raised
 │   └── WorkerDied           1   it died or hung, so that another attempt may go better
 │       └── NodeLost         1   with the machine that it was on
@@ -97,7 +97,7 @@ class MissingExtra(UserError):
 
 
 class Incomparable(OpdError):
-    """Two log-probs of different temperature or vocabulary were about to be subtracted."""
+    """Two log-probs of different temperatures were about to be subtracted."""
 
 
 class WorkerError(OpdError):

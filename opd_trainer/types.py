@@ -160,19 +160,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Log-probs of the sampled tokens under one model; a log-prob knows its temperature, model and version.
+    """Log-probs of the sampled tokens under one model; a log-prob knows its temperature and model.
 
     Attributes:
         log_probs: f32[T], NaN where unknown.
         temperature: the temperature that the logits were divided by.
-        model: who computed it ("rollout", "old", "reference", "teacher:<name>").
-        version: weight version, None for a frozen model.
+        model: who computed it ("rollout", "student", "old", "reference", "teacher"), for messages.
     """
 
     log_probs: Float[Tensor, " T"]
     temperature: float
     model: str
-    version: int | None = None
 
     def take(self, index: Int64[Tensor, " S"]) -> "Scores":
         """The scores of the tokens at `index`."""
@@ -189,15 +187,6 @@ class Scores:
                 f"log-probs of {self.model} at temperature {self.temperature} and of {other.model} at temperature "
                 f"{other.temperature} describe different distributions; their difference means nothing"
             )
-
-    def minus(self, other: "Scores") -> Float[Tensor, " T"]:
-        """Token-wise difference of log-probs.
-
-        Raises:
-            Incomparable: the two were computed at different temperatures.
-        """
-        self.check_comparable(other)
-        return self.log_probs - other.log_probs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

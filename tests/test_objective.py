@@ -179,7 +179,7 @@ def test_whitening_comes_before_or_after_the_term_as_asked() -> None:
     assert base is not None
     assert batch.old is not None
     assert batch.teacher is not None
-    expected = base - torch.where(batch.mask, batch.old.minus(batch.teacher), 0.0)
+    expected = base - torch.where(batch.mask, batch.old.log_probs - batch.teacher.log_probs, 0.0)
     torch.testing.assert_close(kept, expected)
 
 
@@ -195,7 +195,7 @@ def test_returns_hold_the_term_only_when_asked() -> None:
     # With gamma = lambda = 1 a return is the sum of the rewards to go: the first token's falls by the sum of the term.
     assert batch.old is not None
     assert batch.teacher is not None
-    term = torch.where(batch.mask, batch.old.minus(batch.teacher), 0.0)
+    term = torch.where(batch.mask, batch.old.log_probs - batch.teacher.log_probs, 0.0)
     for sequence in range(batch.num_sequences):
         tokens = (batch.seq == sequence) & batch.mask
         torch.testing.assert_close((off - inside.returns)[tokens][0], term[tokens].sum())

@@ -98,9 +98,7 @@ def test_teachers_by_name_and_scores_that_are_there_already(folders):
     batch = training.batch()
     names = ("default", "math", "server", "math", "default", "math")
     carried = torch.where(batch.mask & (batch.seq == 2), -1.5, torch.nan)
-    batch = batch.replace(
-        teacher_name=names, teacher=Scores(log_probs=carried, temperature=1.0, model="teacher", version=None)
-    )
+    batch = batch.replace(teacher_name=names, teacher=Scores(log_probs=carried, temperature=1.0, model="teacher"))
     recipes = {"default": builder(folders), "math": builder(folders, "big", "math", own_model=True)}
     with started(spec(folders, **recipes)) as worker:
         result = worker.update([batch], Distill())
