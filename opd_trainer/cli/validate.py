@@ -19,6 +19,7 @@ from opd_trainer.cli.rules import (
     serving,
     sweeps,
     teaching,
+    unused,
 )
 from opd_trainer.cli.rules.common import Rule
 from opd_trainer.config import Config
@@ -34,7 +35,13 @@ ALWAYS: tuple[Rule, ...] = (
     *grading.ALWAYS,
 )
 CONVERTING: tuple[Rule, ...] = (*inputs.CONVERTING, *layouts.CONVERTING, *ranges.CONVERTING)
-TRAINING: tuple[Rule, ...] = (*teaching.TRAINING, *algorithms.TRAINING, *filters.TRAINING, *rollouts.TRAINING)
+TRAINING: tuple[Rule, ...] = (
+    *teaching.TRAINING,
+    *algorithms.TRAINING,
+    *filters.TRAINING,
+    *rollouts.TRAINING,
+    *unused.TRAINING,
+)
 
 
 def validate(config: Config, named: Named) -> list[Problem]:

@@ -5,6 +5,23 @@ from collections.abc import Iterator
 from opd_trainer.data.config import DataConfig, MixtureData
 from opd_trainer.errors import Problem
 
+NOT_OF_THE_TEMPLATE = frozenset(
+    {
+        "conversation",
+        "tokenize",
+        "add_generation_prompt",
+        "continue_final_message",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    }
+)
+"""Arguments of a tokenizer's `apply_chat_template` that it keeps from the template: whoever calls it decides."""
+
 
 def data_problems(config: DataConfig, at: str) -> Iterator[Problem]:
     """Everything about the settings of a dataset, and of those that it mixes, that cannot work.
@@ -28,6 +45,10 @@ def data_problems(config: DataConfig, at: str) -> Iterator[Problem]:
     if not config.weight > 0:
         why = "a dataset of a mixture has a positive share; one without would never be asked"
         yield Problem(f"{at}.weight", f"{config.weight:g}", why, f"Set {at}.weight=1, or drop the dataset")
+    for name in sorted(NOT_OF_THE_TEMPLATE.intersection(config.chat_template_kwargs)):
+        key = f"{at}.chat_template_kwargs.{name}"
+        why = "it says what becomes of the text, which no template looks at"
+        yield Problem(key, str(config.chat_template_kwargs[name]), why, f"Drop {key}")
     if config.prompt_template is not None and "{prompt}" not in config.prompt_template:
         yield Problem(
             f"{at}.prompt_template",

@@ -7,11 +7,15 @@ from opd_trainer.errors import ConfigError, Problem
 from opd_trainer.reward.config import (
     CompositeReward,
     CustomReward,
+    ExactReward,
     FormatReward,
     LengthReward,
     RemoteReward,
     RewardConfig,
 )
+
+TOTAL = "reward"
+"""The name of the total among the parts of a reward."""
 
 
 def reward_problems(config: RewardConfig, at: str = "reward") -> list[Problem]:
@@ -23,6 +27,8 @@ def reward_problems(config: RewardConfig, at: str = "reward") -> list[Problem]:
     """
     found = [*_limits(config, at)]
     match config:
+        case ExactReward():
+            found += _mark(config, at)
         case LengthReward():
             found += _length(config, at)
         case FormatReward():
@@ -45,6 +51,11 @@ def _limits(config: RewardConfig, at: str) -> Iterator[Problem]:
         if value < smallest:
             why = f"the smallest value that makes sense is {smallest}"
             yield Problem(f"{at}.{name}", f"{value}", why, f"Set {at}.{name}={smallest} or more")
+
+
+def _mark(config: ExactReward, at: str) -> Iterator[Problem]:
+    if not config.mark:
+        yield Problem(f"{at}.mark", "empty", "nothing would say where the answer begins", f"Set {at}.mark='####'")
 
 
 def _length(config: LengthReward, at: str) -> Iterator[Problem]:
@@ -89,4 +100,7 @@ def _parts(config: CompositeReward, at: str) -> Iterator[Problem]:
         fix = f"Choose parts: +reward@{at}.parts.correct=math +reward@{at}.parts.length=length"
         yield Problem(f"{at}.parts", "empty", "a sum needs parts", fix)
     for name, part in config.parts.items():
+        if name == TOTAL:
+            why = "the sum of all parts has this name"
+            yield Problem(f"{at}.parts.{name}", "a part of this name", why, "Give it another name")
         yield from reward_problems(part, f"{at}.parts.{name}")

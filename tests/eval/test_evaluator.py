@@ -195,10 +195,12 @@ def test_an_aborted_sample_counts_as_failed():
     assert math.isnan(values["eval/a/pass@1"])
 
 
-def test_greedy_with_several_samples_is_refused():
-    [problem] = eval_problems(EvalConfig(samples_per_prompt=2))
+@pytest.mark.parametrize(("name", "value"), [("samples_per_prompt", 2), ("top_p", 0.9), ("top_k", 5)])
+def test_what_greedy_decoding_would_ignore_is_refused(name, value):
+    [problem] = eval_problems(EvalConfig(**{name: value}))
+    assert problem.key == f"eval.{name}"
     assert "eval.temperature=0.6" in problem.fix
-    assert eval_problems(EvalConfig(samples_per_prompt=2, temperature=1.0)) == eval_problems(EvalConfig()) == []
+    assert eval_problems(EvalConfig(**{name: value}, temperature=1.0)) == eval_problems(EvalConfig()) == []
 
 
 def test_doublings():

@@ -30,8 +30,10 @@ from opd_trainer.reward.problems import reward_problems
         (LengthReward(free_tokens=5, max_tokens=5), "reward.max_tokens", "no room"),
         (LengthReward(free_tokens=-1), "reward.free_tokens", "short"),
         (CompositeReward(), "reward.parts", "a sum needs parts"),
+        (CompositeReward(parts={"reward": ExactReward()}), "reward.parts.reward", "the sum of all parts"),
         (CompositeReward(parts={"a": CustomReward(path="math:pi")}), "reward.parts.a.path", "Set reward.parts.a.path"),
         (ExactReward(timeout_s=0), "reward.timeout_s", "fast"),
+        (ExactReward(mark=""), "reward.mark", "where the answer begins"),
     ],
 )
 def test_settings_that_cannot_work(config: RewardConfig, key: str, message: str) -> None:

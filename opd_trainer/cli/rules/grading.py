@@ -15,10 +15,11 @@ from opd_trainer.reward.config import (
     FormatReward,
     Gsm8kReward,
     MathReward,
+    NoReward,
     RemoteReward,
     RewardConfig,
 )
-from opd_trainer.task.config import TrainTask
+from opd_trainer.task.config import SftTask, TrainTask
 
 VERDICTS = (ExactReward, Gsm8kReward, MathReward, FormatReward)
 """Rewards whose value is 0 or 1, before scale and offset."""
@@ -77,6 +78,21 @@ def labels_are_there(config: Config, named: Named) -> Iterator[Problem]:
                 yield Problem(f"{at}.label_key", "null", f"{comparing[0]} compares every response with a label", fix)
 
 
+def accuracy_is_measured(config: Config, named: Named) -> Iterator[Problem]:
+    """A supervised run waits for an accuracy that nobody measures."""
+    if not isinstance(config.task, SftTask):
+        return
+    cause = (
+        "reward=none" if isinstance(config.reward, NoReward) else None if config.eval.datasets else "eval.datasets={}"
+    )
+    for name in ("stop_accuracy", "snapshot_accuracy"):
+        wanted = getattr(config.task, name)
+        if wanted is not None and cause is not None:
+            why = "no held-out answer is graded, so that it would never be reached"
+            fix = f"Set eval.datasets.NAME.path=FILE with a reward that grades, or task.{name}=null"
+            yield Problem(f"task.{name}", f"{wanted:g} with {cause}", why, fix)
+
+
 def _with_parts(key: str, reward: RewardConfig) -> Iterator[tuple[str, RewardConfig]]:
     yield key, reward
     if isinstance(reward, CompositeReward):
@@ -106,4 +122,10 @@ def _parts(reward: RewardConfig) -> tuple[list[str], bool]:
     return names, is_open
 
 
-ALWAYS: tuple[Rule, ...] = (evaluation_can_work, right_is_told_from_wrong, parts_are_there, labels_are_there)
+ALWAYS: tuple[Rule, ...] = (
+    evaluation_can_work,
+    right_is_told_from_wrong,
+    parts_are_there,
+    labels_are_there,
+    accuracy_is_measured,
+)

@@ -6,7 +6,7 @@ from pathlib import Path
 from opd_trainer.cli.named import Named
 from opd_trainer.cli.rules.common import DEMO_PREFIX, Rule, files, teachers
 from opd_trainer.config import Config
-from opd_trainer.data.config import DataConfig
+from opd_trainer.data.config import DataConfig, MixtureData
 from opd_trainer.data.problems import data_problems
 from opd_trainer.errors import CheckpointError, Problem
 from opd_trainer.model.folder import inspect
@@ -31,8 +31,12 @@ def training_data(config: Config, named: Named) -> Iterator[Problem]:
 def evaluation_data(config: Config, named: Named) -> Iterator[Problem]:
     """Every evaluation set has a file."""
     for name, dataset in config.eval.datasets.items():
-        for key, data in files(f"eval.datasets.{name}", dataset):
-            yield from _file(key, data, "evaluate")
+        key = f"eval.datasets.{name}"
+        if isinstance(dataset, MixtureData):
+            why = "each held-out dataset has figures of its own"
+            yield Problem(key, "a mixture", why, "Name its datasets one by one: eval.datasets.NAME.path=FILE")
+        else:
+            yield from _file(key, dataset, "evaluate")
 
 
 def _file(key: str, data: DataConfig, purpose: str) -> Iterator[Problem]:

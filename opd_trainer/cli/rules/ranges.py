@@ -9,6 +9,7 @@ from opd_trainer.cli.named import Named
 from opd_trainer.cli.rules.common import Rule
 from opd_trainer.config import Config
 from opd_trainer.errors import Problem
+from opd_trainer.task.config import SftTask
 
 
 def numbers_are_numbers(config: Config, named: Named) -> Iterator[Problem]:
@@ -69,6 +70,8 @@ def ranges(config: Config, named: Named) -> Iterator[Problem]:
         ("eval.max_response_tokens", config.eval.max_response_tokens),
     ]
     at_least += [(key, value, 1) for key, value in optional if value is not None]
+    if isinstance(config.task, SftTask):
+        at_least += [("task.batch_size", config.task.batch_size, 1), ("task.eval_every", config.task.eval_every, 1)]
     for key, value, smallest in at_least:
         if not value >= smallest:
             yield Problem(

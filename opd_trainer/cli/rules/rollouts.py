@@ -23,13 +23,16 @@ def term_is_about_the_student(config: Config, named: Named) -> Iterator[Problem]
         )
 
 
+def corrects(config: Config) -> bool:
+    """Whether the mismatch of engine and trainer is corrected."""
+    asked = config.loss.correction
+    return config.rollout.mode is RolloutMode.one_step_off if asked is None else asked is not Correction.none
+
+
 def correction_corrects(config: Config, named: Named) -> Iterator[Problem]:
     """A band of ratios that leaves out 1 changes or removes what is on-policy."""
-    options = config.loss
-    late = config.rollout.mode is RolloutMode.one_step_off
-    used = late if options.correction is None else options.correction is not Correction.none
-    low, high = options.correction_low, options.correction_high
-    if used and 0 <= low < high and not low <= 1 <= high:
+    low, high = config.loss.correction_low, config.loss.correction_high
+    if corrects(config) and 0 <= low < high and not low <= 1 <= high:
         yield Problem(
             "loss.correction_high" if high < 1 else "loss.correction_low",
             f"band [{low:g}, {high:g}]",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from opd_trainer.build.roster import DEFAULT_TEACHER
 from opd_trainer.cli.named import Named
 from opd_trainer.cli.rules.common import Rule, is_server, teachers
 from opd_trainer.cluster.config import RayCluster
@@ -174,6 +175,18 @@ def dedicated_teacher_has_workers(config: Config, named: Named) -> Iterator[Prob
             )
 
 
+def default_teacher_is_one(config: Config, named: Named) -> Iterator[Problem]:
+    """A further teacher by the name that samples without a choice ask for."""
+    if config.opd.on and DEFAULT_TEACHER in config.teachers:
+        key = f"teachers.{DEFAULT_TEACHER}"
+        yield Problem(
+            key,
+            "a second teacher of this name",
+            "samples that name no other are scored by `teacher`, which would never be asked",
+            f"Set teacher.load and teacher=PLACEMENT in place of {key}, or give this one another name",
+        )
+
+
 def teachers_score_at_the_same_time(config: Config, named: Named) -> Iterator[Problem]:
     """Some teachers are dedicated and others live in the student's workers."""
     if config.opd.type is not OpdType.megatron:
@@ -230,6 +243,7 @@ TRAINING: tuple[Rule, ...] = (
     placement_fits_type,
     swapped_teacher_is_the_students_shape,
     dedicated_teacher_has_workers,
+    default_teacher_is_one,
     teachers_score_at_the_same_time,
     distributions_are_at_hand,
 )
