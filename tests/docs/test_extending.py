@@ -69,9 +69,3 @@ def test_their_options_can_be_chosen(extended: Path) -> None:
     done = run(extended, "launch.py", "--cfg", "job", "estimator=opo", "reward=repetition", "teacher=disk")
     assert done.returncode == 0, done.stderr
     assert "ngram: 8" in done.stdout
-
-
-def test_linked_files_exist() -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", PAGE.read_text())
-    assert links
-    assert [link for link in links if not (PAGE.parent / link).exists()] == []

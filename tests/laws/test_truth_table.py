@@ -73,12 +73,12 @@ def test_k1_backpropagated_teaches_nothing() -> None:
         assert float(expected_gradient(lambda s, t: k1(s - t), seed).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("estimate", [k2, k3])
-def test_k2_and_k3_as_advantages_point_elsewhere(estimate: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(("estimate", "mean"), [(k2, 0.5), (k3, 0.2)])
+def test_k2_and_k3_as_advantages_point_elsewhere(estimate: Callable[[Tensor], Tensor], mean: float) -> None:
     surrogate = policy_gradient(lambda x: -estimate(x))
     cosines = [cosine(expected_gradient(surrogate, seed), true_gradient(reverse_kl, seed)) for seed in SEEDS]
-    assert sum(cosines) / len(cosines) < 0.7
-    assert min(cosines) < 0
+    assert sum(cosines) / len(cosines) == pytest.approx(mean, abs=0.05)
+    assert sum(found < 0 for found in cosines) > len(cosines) / 10
 
 
 def test_a_detached_topk_scalar_as_advantage_teaches_nothing() -> None:
