@@ -39,14 +39,14 @@ def forward(weights: DecoderWeights, tokens: Tensor, rotation: Tensor, attend: A
     hidden = F.embedding(tokens, weights.embedding)
     rotation = rotation.unsqueeze(1)
     for index in range(weights.shape.num_layers):
-        _attention(weights, index, hidden, rotation, attend)
-        _feed_forward(weights, index, hidden)
+        hidden = _attention(weights, index, hidden, rotation, attend)
+        hidden = _feed_forward(weights, index, hidden)
     return hidden
 
 
 def logits(weights: DecoderWeights, hidden: Tensor) -> Tensor:
     """Next-token logits f32[N, vocab] of hidden states [N, H]."""
-    return F.linear(rms_norm(hidden, weights.final_norm, weights.shape.norm_eps), weights.head).float()
+    return weights.head(rms_norm(hidden, weights.final_norm, weights.shape.norm_eps)).float()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -59,11 +59,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (x * inverse).to(x.dtype).mul_(weight)
 
 
-def _attention(weights: DecoderWeights, index: int, hidden: Tensor, rotation: Tensor, attend: Attend) -> None:
-    """Adds the attention of a layer to `hidden`."""
+def _attention(weights: DecoderWeights, index: int, hidden: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+    """`hidden` with the attention of a layer added."""
     shape, layer = weights.shape, weights.layers[index]
     x = rms_norm(hidden, layer.input_norm, shape.norm_eps)
-    heads = F.linear(x, layer.qkv, layer.qkv_bias).unflatten(-1, (-1, shape.head_dim))
+    heads = layer.qkv(x).unflatten(-1, (-1, shape.head_dim))
     # Queries and keys share one norm and one rotation.
     mixed, value = heads.split([shape.num_heads + shape.num_kv_heads, shape.num_kv_heads], dim=1)
     if layer.qk_norm is not None:
@@ -71,41 +71,35 @@ def _attention(weights: DecoderWeights, index: int, hidden: Tensor, rotation: Te
     pairs = torch.view_as_complex(mixed.float().unflatten(-1, (-1, 2)))
     rotated = torch.view_as_real(pairs * rotation).flatten(-2).to(value.dtype)
     query, key = rotated.split([shape.num_heads, shape.num_kv_heads], dim=1)
-    _add_linear(hidden, attend(index, query, key, value), layer.output, layer.output_bias)
+    return layer.output.added(hidden, attend(index, query, key, value))
 
 
-def _feed_forward(weights: DecoderWeights, index: int, hidden: Tensor) -> None:
-    """Adds the SwiGLU of a layer, or its experts', to `hidden`."""
+def _feed_forward(weights: DecoderWeights, index: int, hidden: Tensor) -> Tensor:
+    """`hidden` with the SwiGLU of a layer, or its experts', added."""
     layer, experts = weights.layers[index], weights.shape.experts
     x = rms_norm(hidden, layer.mlp_norm, weights.shape.norm_eps)
     if isinstance(layer.feed_forward, MlpWeights):
         mlp = layer.feed_forward
-        _add_linear(hidden, _gated(x, mlp), mlp.down, mlp.down_bias)
-    else:
-        assert experts is not None, "a layer has experts where the shape has"
-        _add_experts(hidden, x, layer.feed_forward, experts)
+        return mlp.down.added(hidden, _gated(x, mlp))
+    assert experts is not None, "a layer has experts where the shape has"
+    return _add_experts(hidden, x, layer.feed_forward, experts)
 
 
 def _gated(x: Tensor, mlp: MlpWeights) -> Tensor:
     """The hidden layer [N, F] of a SwiGLU (arXiv 2002.05202, eq. 6)."""
-    gate, up = F.linear(x, mlp.gate_up, mlp.gate_up_bias).chunk(2, dim=-1)
+    gate, up = mlp.gate_up(x).chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
 
 
-def _add_experts(hidden: Tensor, x: Tensor, weights: ExpertWeights, shape: ExpertShape) -> None:
-    """Adds what each token's experts make of it, in proportion to their probabilities (Qwen3's router)."""
-    probabilities = F.linear(x, weights.router).float().softmax(-1)
+def _add_experts(hidden: Tensor, x: Tensor, weights: ExpertWeights, shape: ExpertShape) -> Tensor:
+    """Adds in place what each token's experts make of it, in proportion to their probabilities (Qwen3's router)."""
+    probabilities = weights.router(x).float().softmax(-1)
     share, chosen = probabilities.topk(shape.per_token, dim=-1)
     if shape.normalize:
         share /= share.sum(-1, keepdim=True)
     for index in chosen.unique().tolist():
         tokens, rank = (chosen == index).nonzero(as_tuple=True)
         expert = weights.experts[index]
-        out = F.linear(_gated(x[tokens], expert), expert.down, expert.down_bias)
+        out = expert.down(_gated(x[tokens], expert))
         hidden.index_add_(0, tokens, out * share[tokens, rank, None].to(out.dtype))
-
-
-def _add_linear(hidden: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    hidden.addmm_(x, weight.t())
-    if bias is not None:
-        hidden += bias
+    return hidden

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from opd_trainer.errors import ShapeMismatch
+from opd_trainer.rollout.embedded.projection import Projection
 from opd_trainer.rollout.embedded.shape import DecoderShape
 
 _SHOWN = 8
@@ -23,15 +24,11 @@ class MlpWeights:
 
     Attributes:
         gate_up: [2F, H] fused projections.
-        gate_up_bias: [2F] or None.
         down: [H, F].
-        down_bias: [H] or None.
     """
 
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate_up: Projection
+    down: Projection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +40,7 @@ class ExpertWeights:
         experts: a SwiGLU each.
     """
 
-    router: Tensor
+    router: Projection
     experts: tuple[MlpWeights, ...]
 
 
@@ -54,20 +51,16 @@ class LayerWeights:
     Attributes:
         input_norm: [H] RMSNorm before attention.
         qkv: [A + 2K, H] fused projections.
-        qkv_bias: [A + 2K] or None.
         qk_norm: [heads + KV heads, head_dim], the two head norms repeated for each head, or None.
         output: [H, A] attention output projection.
-        output_bias: [H] or None.
         mlp_norm: [H] RMSNorm before the feed-forward layer.
         feed_forward: a SwiGLU, or experts.
     """
 
     input_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Projection
     qk_norm: Tensor | None
-    output: Tensor
-    output_bias: Tensor | None
+    output: Projection
     mlp_norm: Tensor
     feed_forward: MlpWeights | ExpertWeights
 
@@ -100,12 +93,14 @@ class DecoderWeights:
         self._options = {"dtype": dtype, "device": device}
         self._slots: dict[str, _Slot] = {}
         self._missing: set[str] = set()
+        self._projections: list[Projection] = []
         self.embedding = self._tensor("model.embed_tokens.weight", shape.vocab_size, shape.hidden_size)
         self.layers = [self._layer(f"model.layers.{index}") for index in range(shape.num_layers)]
         self.final_norm = self._tensor("model.norm.weight", shape.hidden_size)
-        self.head = self.embedding
-        if not shape.tie_embeddings:
-            self.head = self._tensor("lm_head.weight", shape.vocab_size, shape.hidden_size)
+        if shape.tie_embeddings:
+            self.head = self._projection(self.embedding, shared=True)
+        else:
+            self.head = self._projection(self._tensor("lm_head.weight", shape.vocab_size, shape.hidden_size))
 
     @property
     def names(self) -> frozenset[str]:
@@ -113,8 +108,10 @@ class DecoderWeights:
         return frozenset(self._slots)
 
     def begin(self) -> None:
-        """Expects every tensor anew."""
+        """Expects every tensor anew; until `finish` there is nothing to compute with."""
         self._missing = set(self._slots)
+        for projection in self._projections:
+            projection.unpack()
 
     def fill(self, bucket: Iterable[tuple[str, Tensor]]) -> None:
         """Copies named tensors in; a name may come once between `begin` and `finish`.
@@ -136,7 +133,7 @@ class DecoderWeights:
             self._missing.remove(name)
 
     def finish(self) -> None:
-        """Checks that every tensor came.
+        """Checks that every tensor came, and makes them ready for use.
 
         Raises:
             ShapeMismatch: some did not; they are named.
@@ -148,6 +145,12 @@ class DecoderWeights:
                 f"weight sync: {len(names)} tensors did not come: {', '.join(names[:_SHOWN])}{more}: "
                 "the engine would mix two versions of the weights"
             )
+        for projection in self._projections:
+            projection.pack()
+
+    def _projection(self, weight: Tensor, bias: Tensor | None = None, *, shared: bool = False) -> Projection:
+        self._projections.append(Projection(weight, bias, shared=shared))
+        return self._projections[-1]
 
     def _tensor(self, name: str, *size: int) -> Tensor:
         view = torch.zeros(size, **self._options)
@@ -178,11 +181,12 @@ class DecoderWeights:
 
         return LayerWeights(
             input_norm=self._tensor(f"{prefix}.input_layernorm.weight", hidden),
-            qkv=qkv("weight", hidden),
-            qkv_bias=qkv("bias") if shape.qkv_bias else None,
+            qkv=self._projection(qkv("weight", hidden), qkv("bias") if shape.qkv_bias else None),
             qk_norm=self._qk_norm(attention) if shape.qk_norm else None,
-            output=self._tensor(f"{attention}.o_proj.weight", hidden, query),
-            output_bias=self._tensor(f"{attention}.o_proj.bias", hidden) if shape.output_bias else None,
+            output=self._projection(
+                self._tensor(f"{attention}.o_proj.weight", hidden, query),
+                self._tensor(f"{attention}.o_proj.bias", hidden) if shape.output_bias else None,
+            ),
             mlp_norm=self._tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
             feed_forward=self._feed_forward(f"{prefix}.mlp"),
         )
@@ -192,7 +196,7 @@ class DecoderWeights:
         if experts is None:
             return self._mlp(prefix, shape.intermediate_size)
         return ExpertWeights(
-            router=self._tensor(f"{prefix}.gate.weight", experts.count, shape.hidden_size),
+            router=self._projection(self._tensor(f"{prefix}.gate.weight", experts.count, shape.hidden_size)),
             experts=tuple(
                 self._mlp(f"{prefix}.experts.{index}", experts.intermediate_size) for index in range(experts.count)
             ),
@@ -205,8 +209,9 @@ class DecoderWeights:
             return self._fused([(f"{prefix}.{name}.{kind}", inner, 0) for name in ("gate_proj", "up_proj")], *columns)
 
         return MlpWeights(
-            gate_up=gate_up("weight", hidden),
-            gate_up_bias=gate_up("bias") if bias else None,
-            down=self._tensor(f"{prefix}.down_proj.weight", hidden, inner),
-            down_bias=self._tensor(f"{prefix}.down_proj.bias", hidden) if bias else None,
+            gate_up=self._projection(gate_up("weight", hidden), gate_up("bias") if bias else None),
+            down=self._projection(
+                self._tensor(f"{prefix}.down_proj.weight", hidden, inner),
+                self._tensor(f"{prefix}.down_proj.bias", hidden) if bias else None,
+            ),
         )
