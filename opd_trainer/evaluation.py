@@ -16,7 +16,7 @@ from opd_trainer.files import write_atomically
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import Learner, RolloutEngine
 from opd_trainer.references import Reference, reference_batch
-from opd_trainer.requests import requests_for
+from opd_trainer.requests import in_order, requests_for
 from opd_trainer.tracking.summary import Evaluated
 from opd_trainer.tracking.tracker import Tracker
 from opd_trainer.types import Prompt, Sampling
@@ -46,9 +46,8 @@ class ReverseKlProbe:
             TeacherError: more held-out samples than allowed could not be scored.
         """
         requests = requests_for(self.prompts, 1, self.seed, "reverse_kl")
-        order = {(request.prompt.id, request.index): rank for rank, request in enumerate(requests)}
         drawn = [sample async for sample in engine.generate(requests, self.sampling)]
-        samples = await judged(self.judges, sorted(drawn, key=lambda s: order[s.prompt.id, s.index]))
+        samples = await judged(self.judges, in_order(drawn, requests))
         # What became of held-out samples is not a matter of the training step that comes next.
         for judge in self.judges:
             judge.metrics()
@@ -108,9 +107,13 @@ class RunEvaluation:
     every: int
     directory: Path
 
+    def is_due(self, step: int, *, last: bool) -> bool:
+        """Whether the weights after `step` steps are to be evaluated."""
+        return last or (self.every > 0 and step % self.every == 0)
+
     async def __call__(self, step: int, *, last: bool) -> Metrics:
-        """Evaluates the weights after `step` steps when one is due."""
-        if not last and not (self.every and step % self.every == 0):
+        """Evaluates the weights after `step` steps when that is due."""
+        if not self.is_due(step, last=last):
             return Metrics()
         return await self.student(step, Evaluated.after if last else None)
 

@@ -16,7 +16,7 @@ from opd_trainer.data.stream import PromptStream
 from opd_trainer.errors import DataError
 from opd_trainer.metrics import Metrics
 from opd_trainer.protocols import RolloutEngine
-from opd_trainer.requests import requests_for
+from opd_trainer.requests import in_order, requests_for
 from opd_trainer.rollout.config import FilterConfig, ZeroStd
 from opd_trainer.rollout.filter import groups_of, has_contrast, without_truncated
 from opd_trainer.teacher.masked import masked_fractions
@@ -178,12 +178,11 @@ class OnPolicyExperience:
 
     async def _judged_samples(self, requests: Sequence[Request]) -> list[Sample]:
         """The usable samples of the requests, in their order."""
-        order = {(request.prompt.id, request.index): rank for rank, request in enumerate(requests)}
         judging = [
             asyncio.create_task(_judged(self.judges, sample))
             async for sample in self.engine.generate(requests, self.sampling)
         ]
-        samples = sorted(await asyncio.gather(*judging), key=lambda s: order[s.prompt.id, s.index])
+        samples = in_order(await asyncio.gather(*judging), requests)
         return [s for s in samples if s.reward == s.reward and s.finish is not Finish.abort]
 
     def _collated(self, samples: Sequence[Sample]) -> TokenBatch | None:

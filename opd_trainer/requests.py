@@ -1,9 +1,9 @@
 """What is asked of an engine: requests whose randomness depends on what they are, never on when they are made."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from opd_trainer.types import Prompt, Request
+from opd_trainer.types import Prompt, Request, Sample
 
 
 def request_seed(*key: int | str) -> int:
@@ -19,3 +19,9 @@ def requests_for(prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, 
         for prompt in prompts
         for index in range(samples_per_prompt)
     ]
+
+
+def in_order(samples: Iterable[Sample], requests: Sequence[Request]) -> list[Sample]:
+    """Samples, which finish in any order, in that of their requests."""
+    order = {(request.prompt.id, request.index): rank for rank, request in enumerate(requests)}
+    return sorted(samples, key=lambda sample: order[sample.prompt.id, sample.index])
