@@ -130,6 +130,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "reward=composite +reward@reward.parts.right=exact eval.correct_part=wrong",
         "data.label_key=null",
         "task=sft task.stop_accuracy=0.9 reward=none",
+        "task=sft task.stop_accuracy=0.9 eval.every=0",
     ),
     "Data, rewards, checkpoints": (
         "data.path=null",
@@ -195,7 +196,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "Numbers out of range": (
         "steps=-1 rollout.prompts_per_step=0 checkpoint.keep=0",
-        "task=sft task.eval_every=0",
+        "task=sft task.batch_size=0",
         "rollout.top_p=0",
         "opd.clip=nan",
     ),

@@ -118,7 +118,6 @@ def supervised(config: Config, demo: DemoConfig, folder: Path) -> Config:
         name="demo",
         task=SftTask(
             batch_size=demo.batch_size,
-            eval_every=demo.eval_every,
             stop_accuracy=demo.teacher_accuracy,
             snapshot_accuracy=demo.student_accuracy,
         ),
@@ -133,7 +132,9 @@ def supervised(config: Config, demo: DemoConfig, folder: Path) -> Config:
         data=DataConfig(path=str(folder / "data" / "train.jsonl")),
         reward=ExactReward(),
         rollout=ROLLOUT,
-        eval=EvalConfig(datasets={"heldout": DataConfig(path=str(folder / "data" / "heldout.jsonl"))}),
+        eval=EvalConfig(
+            every=demo.eval_every, datasets={"heldout": DataConfig(path=str(folder / "data" / "heldout.jsonl"))}
+        ),
         tracking=dataclasses.replace(
             config.tracking, console_every=demo.eval_every, plot_every=0, wandb=WandbMode.disabled
         ),

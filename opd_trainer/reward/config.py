@@ -89,7 +89,8 @@ class RemoteReward(RewardConfig):
     url: str = ""
     """Receives {"prompt", "response", "label", "metadata"} by POST; answers a number or an object with "reward"."""
     retries: int = 3
-    """Attempts after the first when the server cannot be reached, times out or answers 429 or 5xx."""
+    """Attempts after the first when the server cannot be reached, times out or answers 429 or 5xx; each has
+    `timeout_s`."""
     max_connections: int = 64
     """Requests in flight at once."""
 

@@ -37,10 +37,8 @@ class SftTask(TaskConfig):
     """Column of `data` with the response to learn."""
     batch_size: int = 128
     """Sequences per optimizer step."""
-    eval_every: int = 50
-    """Steps between held-out evaluations."""
     stop_accuracy: float | None = None
-    """Stop once the held-out accuracy reaches this."""
+    """Stop at the first evaluation (`eval.every`) whose held-out accuracy reaches this."""
     snapshot_accuracy: float | None = None
     """Also export the first model whose held-out accuracy reaches this, into `snapshot`."""
 

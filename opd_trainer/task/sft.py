@@ -26,7 +26,7 @@ from opd_trainer.tracking.tracker import Tracker
 
 @dataclass(slots=True)
 class EvaluateAndStop:
-    """Evaluates every so many steps, takes the snapshot and ends the run where the task says so."""
+    """Evaluates where that is due, takes the snapshot and ends the run where the task says so."""
 
     task: SftTask
     evaluation: RunEvaluation
@@ -35,8 +35,8 @@ class EvaluateAndStop:
     snapshot: Path
 
     async def __call__(self, step: int, *, last: bool) -> Metrics:
-        """See the class; nothing is due between `eval_every` steps."""
-        if not last and step % self.task.eval_every != 0:
+        """See the class."""
+        if not self.evaluation.is_due(step, last=last):
             return Metrics()
         await self.evaluation.engine.load(self.learner.weights(version=step))
         metrics = await self.evaluation.student(step, Evaluated.after)
@@ -75,7 +75,7 @@ async def sft(config: Config, output_dir: Path, tracker: Tracker) -> None:
             reference=ReferenceProbe(references, learner, has_teacher=False) if references else None,
             engine=engine,
             tracker=tracker,
-            every=config.task.eval_every,
+            every=config.eval.every,
             directory=output_dir,
         )
         controller = Controller(

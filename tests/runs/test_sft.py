@@ -18,7 +18,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-SFT = ("task=sft", "task.response_key=worked", "task.batch_size=16", "task.eval_every=2", "eval.n_prompts=2")
+SFT = ("task=sft", "task.response_key=worked", "task.batch_size=16", "eval.every=2", "eval.n_prompts=2")
 
 
 def test_it_learns_the_responses_and_writes_the_model(small: Path) -> None:

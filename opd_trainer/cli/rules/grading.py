@@ -82,15 +82,19 @@ def accuracy_is_measured(config: Config, named: Named) -> Iterator[Problem]:
     """A supervised run waits for an accuracy that nobody measures."""
     if not isinstance(config.task, SftTask):
         return
-    cause = (
-        "reward=none" if isinstance(config.reward, NoReward) else None if config.eval.datasets else "eval.datasets={}"
-    )
+    causes = {
+        "reward=none": (isinstance(config.reward, NoReward), "reward=exact"),
+        "eval.datasets={}": (not config.eval.datasets, "eval.datasets.NAME.path=FILE"),
+        "eval.every=0": (config.eval.every == 0, "eval.every=50"),
+    }
+    found = [cause for cause, (is_so, _) in causes.items() if is_so]
+    fixes = " ".join(fix for is_so, fix in causes.values() if is_so)
     for name in ("stop_accuracy", "snapshot_accuracy"):
         wanted = getattr(config.task, name)
-        if wanted is not None and cause is not None:
-            why = "no held-out answer is graded, so that it would never be reached"
-            fix = f"Set eval.datasets.NAME.path=FILE with a reward that grades, or task.{name}=null"
-            yield Problem(f"task.{name}", f"{wanted:g} with {cause}", why, fix)
+        if wanted is not None and found:
+            why = "no held-out answer is graded before the run ends, so that it would never be reached"
+            what = f"{wanted:g} with {' and '.join(found)}"
+            yield Problem(f"task.{name}", what, why, f"Set {fixes}, or task.{name}=null")
 
 
 def _with_parts(key: str, reward: RewardConfig) -> Iterator[tuple[str, RewardConfig]]:

@@ -71,7 +71,7 @@ def ranges(config: Config, named: Named) -> Iterator[Problem]:
     ]
     at_least += [(key, value, 1) for key, value in optional if value is not None]
     if isinstance(config.task, SftTask):
-        at_least += [("task.batch_size", config.task.batch_size, 1), ("task.eval_every", config.task.eval_every, 1)]
+        at_least.append(("task.batch_size", config.task.batch_size, 1))
     for key, value, smallest in at_least:
         if not value >= smallest:
             yield Problem(
