@@ -10,7 +10,7 @@ import torch
 
 from opd_trainer.data.stream import PromptStream
 from opd_trainer.errors import DataError
-from opd_trainer.experience import OnPolicyExperience
+from opd_trainer.experience import OnPolicyExperience, describe
 from opd_trainer.metrics import Metrics
 from opd_trainer.rollout.config import FilterConfig, ZeroStd
 from opd_trainer.tracking.tracker import StepLog
@@ -93,6 +93,38 @@ def step(of: OnPolicyExperience, number: int = 0) -> tuple[Any, dict[str, float]
 
 def rounds(of: OnPolicyExperience) -> list[list[str]]:
     return cast(Scripted, of.engine).rounds
+
+
+def test_what_was_sampled_is_described() -> None:
+    # Lengths 3, 1 and 2, of which one was cut; rewards 1, 0 and 2, of which a part is named; groups of two and of one.
+    asked = [("a", 0, 3, 1.0), ("a", 1, 1, 0.0), ("b", 0, 2, 2.0)]
+    samples = [
+        Sample(
+            prompt=Prompt(id=name, tokens=torch.tensor([2]), text=""),
+            index=index,
+            response=torch.zeros(length, dtype=torch.int64),
+            log_probs=torch.full((length,), -float(length)),
+            finish=Finish.length if length == 3 else Finish.stop,
+            version=0,
+            text="",
+            reward=reward,
+            reward_parts={"reward": reward, "style": reward / 2},
+        )
+        for name, index, length, reward in asked
+    ]
+    assert describe(samples, 5).values() == pytest.approx(
+        {
+            "rollout/response_length/mean": 2.0,
+            "rollout/response_length/max": 3.0,
+            "rollout/response_length/min": 1.0,
+            "rollout/truncated_ratio": 1 / 3,
+            "rollout/dropped": 5.0,
+            "rollout/reward": 1.0,
+            "rollout/reward/style": 0.5,
+            "rollout/log_prob": -(9 + 1 + 4) / 6,
+            "rollout/zero_std_fraction": 0.5,
+        }
+    )
 
 
 def test_without_filters_every_sample_is_learned_from_and_none_is_counted_as_filtered() -> None:

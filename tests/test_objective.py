@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from opd_trainer.divergence.config import DivergenceConfig, DivergenceKind
 from opd_trainer.errors import Incomparable, TeacherError, TrainingDiverged
 from opd_trainer.estimator.base import Estimator
 from opd_trainer.estimator.grpo import Grpo
 from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.estimator.ppo import Ppo
 from opd_trainer.estimator.reinforce_plus_plus import ReinforcePlusPlus
+from opd_trainer.loss.aggregation import Aggregation
 from opd_trainer.loss.config import Correction, KlApply, LossConfig, ReferenceConfig
 from opd_trainer.opd.config import (
     OpdApply,
@@ -211,6 +213,14 @@ def test_live_and_frozen_student_log_probs_agree_on_the_first_update() -> None:
     torch.testing.assert_close(first, second)
 
 
+@pytest.mark.parametrize(("tokens", "share"), [(None, 1 / (2 * 16)), (4, 1 / (2 * 4))])
+def test_the_constant_length_is_the_longest_response_or_what_is_asked_for(tokens: int | None, share: float) -> None:
+    chosen = objective(Grpo(aggregation=Aggregation.constant, aggregation_tokens=tokens), max_response_tokens=16)
+    weight = chosen.assign(batch_of([[1, 1], [1]], prompt_tokens=0)).weight
+    assert weight is not None
+    assert weight.tolist() == [share] * 3
+
+
 def test_one_update_per_rollout_is_the_batch_itself() -> None:
     chosen = objective(Grpo())
     batch = chosen.assign(batch_of(RAGGED))
@@ -277,6 +287,21 @@ def test_metrics_golden() -> None:
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     assert "train/kl_loss" not in values
+
+
+def test_metrics_of_a_divergence_golden() -> None:
+    # Divergences 0.5 and 1.5, kl_coef 2, weights 1/2: the loss has 2 * (0.5 + 1.5) / 2; the metric is their mean.
+    # The term is not in the advantage, so that it has no share there.
+    batch = batch_of([[1, 1]], prompt_tokens=1, teacher=None, old=None)
+    dense = OpdConfig(type=OpdType.megatron, kl_coef=2.0, divergence=DivergenceConfig(kind=DivergenceKind.forward_kl))
+    chosen = objective(NoEstimator(), opd=dense)
+    batch = chosen.assign(batch)
+    result = updated(batch, torch.tensor([NAN, -1.0, -2.0]), torch.tensor([NAN, -2.0, -1.5]))
+    result = dataclasses.replace(result, divergence=torch.tensor([NAN, 0.5, 1.5]))
+    values = chosen.metrics(batch, result).values()
+    assert (values["opd/divergence"], values["train/opd_loss"]) == (1.0, 2.0)
+    assert (values["opd/reverse_kl"], values["train/pg_loss"]) == (0.25, 0.0)
+    assert "opd/advantage_share" not in values
 
 
 def test_the_share_of_a_term_that_is_added_before_the_update() -> None:

@@ -174,6 +174,15 @@ def test_a_reward_per_group_gets_the_evaluations_number_of_siblings():
     assert [record.reward for record in report.records] == [0, 0, 1, 0, 0, 1]
 
 
+@pytest.mark.parametrize(("above", "right"), [(0.2, 1.0), (0.4, 0.0)])
+def test_what_counts_as_correct_is_larger_than_a_bound(above, right):
+    reward = ExactReward(scale=0.4)
+    _, (report,), _, _ = evaluate(
+        [prompt_set("a", ["1"])], lambda request: ("#### 1", Finish.stop), reward=reward, correct_above=above
+    )
+    assert report.metrics.values()["eval/a/pass@1"] == right
+
+
 def test_correctness_can_be_one_part_of_the_reward():
     reward = CompositeReward(
         parts={"right": ExactReward(scale=2.0), "short": LengthReward(free_tokens=1, max_tokens=2, scale=4.0)}

@@ -200,6 +200,7 @@ class Server:
     def __init__(self, answers):
         self.answers = list(answers)
         self.questions = []
+        self.asked_at_once = self.most_at_once = 0
 
     async def __aenter__(self):
         application = web.Application()
@@ -217,7 +218,10 @@ class Server:
     async def answer(self, request):
         self.questions.append(await request.json())
         status, body, delay = self.answers.pop(0)
+        self.asked_at_once += 1
+        self.most_at_once = max(self.most_at_once, self.asked_at_once)
         await asyncio.sleep(delay)
+        self.asked_at_once -= 1
         return web.json_response(body, status=status)
 
 
@@ -257,6 +261,20 @@ def test_remote_failures(make_sample, caplog, answers, settings, kind, num_asked
     assert server.url in caplog.text
     assert metrics[f"rollout/reward_failed/{kind}"] == 1
     assert len(server.questions) == num_asked
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_remote_is_asked_so_much_at_once(make_sample, limit):
+    async def main():
+        async with Server([(200, 1, 0.1)] * 6) as server:
+            pool = RewardPool(RemoteReward(url=server.url, max_connections=limit), 1)
+            try:
+                await asyncio.gather(*(pool.score(make_sample(str(number))) for number in range(6)))
+            finally:
+                await pool.close()
+            return server.most_at_once
+
+    assert asyncio.run(main()) == limit
 
 
 def test_remote_nobody_there(make_sample):

@@ -33,10 +33,13 @@ def test_prompts_that_are_trained_on_are_refused_unless_asked_for(
 def test_every_figure_of_an_evaluation_is_in_its_file(small: Path) -> None:
     output = small / "figures"
     several = ("eval.samples_per_prompt=2", "eval.temperature=1", "eval.top_k=5", "eval.top_p=0.9")
-    assert launch(small, output, "task=evaluate", "eval.n_prompts=3", *several) == 0
+    short = "eval.max_response_tokens=2"
+    assert launch(small, output, "task=evaluate", "eval.n_prompts=3", *several, short) == 0
     figures = json.loads((output / "eval_0000000.json").read_text())
     names = {"pass@1", "pass@1_se", "pass@2", "pass@2_se", "mean@2", "mean@2_se", "truncated_ratio"}
     assert {f"eval/heldout/{name}" for name in names} <= set(figures)
+    records = [json.loads(line) for line in (output / "eval_0000000.jsonl").read_text().splitlines()]
+    assert max(record["num_tokens"] for record in records) == 2
 
 
 def test_two_steps_are_evaluated_on_few_prompts(small: Path) -> None:

@@ -100,11 +100,15 @@ def test_a_teacher_that_is_the_student_has_a_reverse_kl_of_exactly_zero(small: P
 
 def test_a_coefficient_of_zero_trains_exactly_as_without_distillation(small: Path) -> None:
     reward = ("reward=length", "reward.max_tokens=12", "reward.free_tokens=1")
-    assert launch(small, small / "zero", *distil(small), "opd.kl_coef=0", *reward) == 0
+    unasked = ("eval.teacher=false", "eval.reverse_kl_prompts=0")
+    assert launch(small, small / "zero", *distil(small), "opd.kl_coef=0", *reward, *unasked) == 0
     assert launch(small, small / "off", "opd=off", *reward) == 0
     shared = ["train/loss", "train/grad_norm", "rollout/log_prob", "eval/heldout/pass@1"]
     for with_zero, without in zip(steps(small / "zero"), steps(small / "off"), strict=True):
         assert all(with_zero[name] == without[name] for name in shared if name in without)
+    asked = summary(small / "zero")
+    assert asked["evaluation"]["teacher"] == {}
+    assert asked["reverse_kl"] == {"first": None, "last": None}
 
 
 def test_a_family_that_is_not_mapped_is_refused_with_what_helps(
