@@ -118,20 +118,6 @@ def parts_of(spec: WorkerSpec, card: Card) -> list[TokenBatch]:
     return [batch.take(part) for part in plan(lengths.tolist(), 1, budget).ranks[0]]
 
 
-def flop(spec: WorkerSpec, parts: list[TokenBatch]) -> float:
-    """Of a training pass: three products with every weight a token meets, and causal attention.
-
-    The head counts for the tokens whose log-prob is wanted, the embedding not at all.
-    """
-    shape = architecture_of(spec.model, spec.vocab_size)
-    head = shape.vocab_size * shape.hidden_size
-    body = local_size(shape, spec.megatron).total - head
-    tokens, wanted = sum(part.num_tokens for part in parts), sum(int(part.mask.sum()) for part in parts)
-    pairs = sum(int((length * (length + 1) // 2).sum()) for length in (part.lengths for part in parts))
-    attention = 4 * shape.num_layers * shape.num_heads * shape.head_dim * pairs
-    return 3 * (2 * body * tokens + 2 * head * wanted + attention)
-
-
 @contextlib.contextmanager
 def started(spec: WorkerSpec) -> Iterator[MegatronWorker]:
     worker = MegatronWorker(spec, 0, 1, local_rendezvous())
@@ -147,7 +133,7 @@ def speed(card: Card, name: str, folder: Path, peak_flop_per_s: float) -> dict[s
     """Updates whose teacher's scores are known, that ask the teacher, and that compare whole distributions."""
     plain = spec_of(card, folder, name)
     parts = parts_of(plain, card)
-    tokens, work = sum(part.num_tokens for part in parts), flop(plain, parts)
+    tokens = sum(part.num_tokens for part in parts)
     size = local_size(architecture_of(plain.model, plain.vocab_size), plain.megatron)
     beside = Beside(plain.model, plain.megatron)
     with started(dataclasses.replace(plain, teachers={"default": beside})) as worker:
@@ -159,19 +145,20 @@ def speed(card: Card, name: str, folder: Path, peak_flop_per_s: float) -> dict[s
         dense = Dense(Wants(divergence=TokenDivergence(DivergenceConfig(kind=DivergenceKind.reverse_kl))))
         ways = {"off": (known, sampled), "on": (parts, sampled), "reverse_kl": (parts, dense)}
         found: dict[str, float] = {"parameters": size.total, "tokens": tokens, "micro_batches": len(parts)}
-        seconds = {}
+        seconds, work = {}, {}
         for way, (batches, loss) in ways.items():
             seconds[way] = card.seconds(lambda batches=batches, loss=loss: worker.update(batches, loss), rounds=3)
             told = worker.update(batches, loss)
             found |= {f"{way}_s": seconds[way], f"{way}_tokens_per_s": tokens / seconds[way]}
             found |= {f"{way}_{phase}_s": taken for phase, taken in told.seconds.items()}
             found[f"{way}_peak_gib"] = told.peak_memory_bytes / 2**30
+            work[way] = told.flop
     card.forget()
     return {
         **found,
         "teacher_gib": 2 * size.total / 2**30,
-        "off_mfu": work / seconds["off"] / peak_flop_per_s,
-        "on_mfu": work * 4 / 3 / seconds["on"] / peak_flop_per_s,
+        "off_mfu": work["off"] / seconds["off"] / peak_flop_per_s,
+        "on_mfu": work["on"] / seconds["on"] / peak_flop_per_s,
         "cost_of_teacher": seconds["on"] / seconds["off"],
         "reverse_kl_to_sampled": seconds["reverse_kl"] / seconds["on"],
     }

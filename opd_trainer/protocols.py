@@ -77,12 +77,15 @@ class TeacherScores:
             computes.
         topk: [r, k] candidates, for `Signal.topk`.
         distribution: of r positions, for `Signal.full_vocab`.
+        flop: floating-point operations of the forward pass, of all ranks that shared it; 0 where nothing was computed,
+            and on pipeline stages before the last.
     """
 
     log_probs: Tensor
     tokens: Tensor
     topk: TopK | None = None
     distribution: Distribution | None = None
+    flop: int = 0
 
 
 class InlineTeacher(Protocol):

@@ -102,9 +102,12 @@ class UpdateResult:
         grad_norm: global L2 norm before clipping.
         learning_rate: of this step.
         seconds: wall seconds by phase ("teacher", "forward_backward", "optimizer", "critic"), slowest worker.
-        packing_efficiency: real tokens / tokens computed.
+        packing_efficiency: tokens / tokens that all ranks could have computed while the fullest one did.
         num_micro_batches: per data-parallel rank.
         peak_memory_bytes: of the largest worker; 0 where the backend cannot tell.
+        flop_per_worker: floating-point operations of the student and of inline teachers, the critic's left out, shared
+            out among all workers.
+        peak_flop_per_s: that a worker's device could do; None where that is not known.
         critic: of the critic's step; None without a critic.
     """
 
@@ -118,9 +121,16 @@ class UpdateResult:
     packing_efficiency: float
     num_micro_batches: int
     peak_memory_bytes: int = 0
+    flop_per_worker: float = 0.0
+    peak_flop_per_s: float | None = None
     divergence: Tensor | None = None
     overlap: Tensor | None = None
     critic: CriticResult | None = None
+
+    @property
+    def flop_per_s(self) -> float:
+        """Of each worker, in the time of teachers, passes and step."""
+        return self.flop_per_worker / sum(self.seconds[phase] for phase in ("teacher", "forward_backward", "optimizer"))
 
     @property
     def live(self) -> Live:

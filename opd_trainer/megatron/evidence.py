@@ -56,6 +56,7 @@ def read(model: MegatronModel, micro_batch: MicroBatch, scoring: Scoring, wants:
             tokens=micro_batch.own,
             topk=candidates(model, logits, wants.top_k, scoring) if wants.top_k else None,
             distribution=HeldDistribution(model, hidden) if wants.divergence is not None else None,
+            flop=micro_batch.forward_flop(model.architecture),
         )
 
     told = forward_only(model, micro_batch, tell, head=False)

@@ -23,10 +23,12 @@ class Judged:
     Attributes:
         batch: with `teacher` set: NaN where no teacher scored.
         evidence: what each teacher told beside; its `tokens` are those of `batch`.
+        flop: of all teachers, see `TeacherScores`.
     """
 
     batch: TokenBatch
     evidence: tuple[TeacherScores, ...] = ()
+    flop: int = 0
 
 
 def score_inline(
@@ -94,4 +96,5 @@ def _filled(name: str, teacher: InlineTeacher, judged: Judged, wants: Wants, *, 
     return Judged(
         batch.replace(teacher=dataclasses.replace(known, log_probs=log_probs)),
         judged.evidence if wants.signals <= {Signal.sampled} else (*judged.evidence, scored),
+        judged.flop + scored.flop,
     )

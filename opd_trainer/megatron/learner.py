@@ -73,6 +73,8 @@ class MegatronLearner:
             packing_efficiency=planned.efficiency,
             num_micro_batches=planned.num_micro_batches,
             peak_memory_bytes=max(rank.peak_memory_bytes for rank in every),
+            flop_per_worker=sum(rank.flop for rank in ranks) / len(every),
+            peak_flop_per_s=every[0].peak_flop_per_s,
             critic=_critic_result(planned, [rank.critic for rank in ranks if rank.critic is not None]),
         )
 

@@ -17,6 +17,8 @@ from opd_trainer.megatron.attention import Keys, Packed
 from opd_trainer.megatron.build import MegatronModel
 from opd_trainer.megatron.compat import has_gpu
 from opd_trainer.megatron.context import collect, share, tokens_per_rank
+from opd_trainer.megatron.families.base import Architecture
+from opd_trainer.megatron.flop import forward_flop
 from opd_trainer.megatron.log_probs import token_log_probs
 from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.types import Scores, TokenBatch
@@ -34,6 +36,7 @@ class MicroBatch:
         index: i64[M], the tokens whose log-prob is wanted, in order.
         mine: i64[m], those of `index` that this rank's model output is about.
         context_group: the ranks that share the tokens; None when this rank has all of them.
+        pairs: of a token and one that it attends to, over all ranks.
     """
 
     batch: TokenBatch
@@ -41,6 +44,7 @@ class MicroBatch:
     index: Tensor
     mine: Tensor
     context_group: ProcessGroup | None
+    pairs: int
 
     @property
     def own(self) -> Tensor:
@@ -51,6 +55,10 @@ class MicroBatch:
     def targets(self) -> Tensor:
         """i64[m], their ids."""
         return self.batch.tokens[self.own]
+
+    def forward_flop(self, architecture: Architecture) -> int:
+        """Floating-point operations of a forward pass of all ranks; see `opd_trainer.megatron.flop`."""
+        return forward_flop(architecture, self.batch.num_tokens, self.pairs, len(self.index))
 
     def scatter(self, values: Tensor) -> Tensor:
         """[m, ...] of each rank -> [T, ...] on every rank, NaN on the other tokens; gradients flow (see `collect`)."""
@@ -131,7 +139,8 @@ def prepare(batch: TokenBatch, runtime: MegatronRuntime) -> MicroBatch:
         keys=keys,
     )
     group = runtime.cp_group if ranks > 1 else None
-    return MicroBatch(batch, packed, wanted.to(runtime.device), mine.to(runtime.device), group)
+    pairs = int((lengths * (lengths + 1) // 2).sum())
+    return MicroBatch(batch, packed, wanted.to(runtime.device), mine.to(runtime.device), group, pairs)
 
 
 def _padded_size(tokens: int, runtime: MegatronRuntime) -> int:

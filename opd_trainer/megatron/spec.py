@@ -128,6 +128,9 @@ class RankUpdate:
         seconds: wall seconds by phase: "teacher", "forward_backward" (without the teacher), "optimizer", and "critic"
             where there is one.
         peak_memory_bytes: of the device; 0 where the backend cannot tell.
+        flop: floating-point operations of the student's passes and of inline teachers', by all ranks that share the
+            replica, where this one reports (see `Place`); see `opd_trainer.megatron.flop`.
+        peak_flop_per_s: that the device could do; None where that is not known.
         critic: the critic's step; None without a critic.
     """
 
@@ -139,6 +142,8 @@ class RankUpdate:
     learning_rate: float
     seconds: Mapping[str, float]
     peak_memory_bytes: int
+    flop: int
+    peak_flop_per_s: float | None
     divergence: list[Tensor] | None = None
     overlap: list[Tensor] | None = None
     critic: RankCritic | None = None

@@ -13,6 +13,7 @@ from opd_trainer.errors import TrainingDiverged
 from opd_trainer.megatron.backward import forward_backward
 from opd_trainer.megatron.build import MegatronModel
 from opd_trainer.megatron.evidence import divergences, overlaps
+from opd_trainer.megatron.flop import TRAINING
 from opd_trainer.megatron.inline import score_inline
 from opd_trainer.megatron.micro_batch import MicroBatch, Scoring, prepare
 from opd_trainer.opd.overlap import OVERLAP_COLUMNS
@@ -51,6 +52,7 @@ class Outcome:
         overlap: f32[T, 3] on the CPU; stays empty when the loss does not want it.
         loss: sum of weight * loss.
         teacher_s: seconds that inline teachers took.
+        flop: of inline teachers and of the student, backward pass included; see `RankUpdate`.
     """
 
     log_probs: list[Tensor] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Outcome:
     overlap: list[Tensor] = field(default_factory=list)
     loss: float = 0.0
     teacher_s: float = 0.0
+    flop: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ class ForwardBackward:
             if not bool(total.isfinite()):
                 raise TrainingDiverged(_describe(step, number, micro_batch, outcome))
             outcome.loss += float(total.detach())
+            if logits is not None:
+                outcome.flop += TRAINING * micro_batch.forward_flop(self.model.architecture)
             return total
 
         forward_backward(self.model, self.chunks, micro_batches, prepared, share)
@@ -114,6 +119,7 @@ class ForwardBackward:
         judged = score_inline(self.teachers, batches, wants, all_asked=all_asked)
         outcome.teacher = [one.batch.teacher.log_probs.cpu() for one in judged if one.batch.teacher is not None]
         outcome.teacher_s = watch.lap()
+        outcome.flop += sum(one.flop for one in judged)
         scored = [dataclasses.replace(m, batch=one.batch) for m, one in zip(micro_batches, judged, strict=True)]
         return scored, [one.evidence for one in judged]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from opd_trainer.errors import OpdError
 from opd_trainer.megatron import checkpoint
 from opd_trainer.megatron.critic import Critic
+from opd_trainer.megatron.flop import peak_flop_per_s
 from opd_trainer.megatron.frozen import FrozenModel, load_frozen
 from opd_trainer.megatron.huggingface import describe, export_hf_weights, save_hf_folder
 from opd_trainer.megatron.inline import score_inline
@@ -137,6 +138,8 @@ class MegatronWorker:
             learning_rate=stepped.learning_rate,
             seconds=seconds,
             peak_memory_bytes=self._peak_memory_bytes(),
+            flop=outcome.flop,
+            peak_flop_per_s=peak_flop_per_s(self._runtime.device, forward_backward.model.dtype),
             critic=critic,
         )
 

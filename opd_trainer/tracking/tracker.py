@@ -37,13 +37,16 @@ class StepLog:
         self._wall.book(Phase(phase), seconds)
 
     def updated(self, result: UpdateResult) -> None:
-        """Tells where the time of an optimizer step went, and how its tokens were packed."""
+        """Tells where the time of an optimizer step went, how its tokens were packed, and how much was computed."""
         self.book(Phase.teacher, result.seconds["teacher"])
         self._num_tokens += len(result.log_probs)
         self.metrics.put("perf/packing_efficiency", result.packing_efficiency)
         self.metrics.put("perf/micro_batches", result.num_micro_batches)
         if result.peak_memory_bytes:
             self.metrics.put("perf/peak_memory_gib", result.peak_memory_bytes / 2**30)
+        self.metrics.put("perf/update_tflops", result.flop_per_s / 1e12)
+        if result.peak_flop_per_s is not None:
+            self.metrics.put("perf/mfu", result.flop_per_s / result.peak_flop_per_s)
 
     def samples(self, samples: Sequence[Sample]) -> None:
         """Shows samples of the step; how many are kept is the sinks' affair."""

@@ -115,6 +115,7 @@ class Outcome:
         entropy: f32[T].
         teacher: f32[T].
         grad_norm: global.
+        flop: of all data-parallel ranks.
         weights: before the update, whole tensors by Hugging Face name.
         gradient: of them.
     """
@@ -124,6 +125,7 @@ class Outcome:
     entropy: Tensor
     teacher: Tensor
     grad_norm: float
+    flop: int
     weights: dict[str, Tensor]
     gradient: dict[str, Tensor]
 
@@ -267,6 +269,7 @@ def _outcome(work: TokenBatch, parts: Sequence[Any]) -> Outcome:
         entropy=merge(planned, [result.entropy for result in results]),
         teacher=merge(planned, [result.teacher for result in results]),
         grad_norm=results[0].grad_norm,
+        flop=sum(result.flop for result in results),
         weights=parts[0][2],
         gradient=parts[0][3],
     )

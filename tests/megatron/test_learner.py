@@ -96,6 +96,7 @@ def test_in_process_and_two_ray_workers_learn_the_same(student, spec, tmp_path):
     assert parallel.packing_efficiency > 0.9
     assert parallel.loss == pytest.approx(first.loss, abs=1e-6)
     assert parallel.grad_norm == pytest.approx(first.grad_norm, rel=1e-5)
+    assert parallel.flop_per_worker == first.flop_per_worker / 2 > 0
     assert list(parallel_weights) == list(weights)
 
 

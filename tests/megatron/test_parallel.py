@@ -22,6 +22,7 @@ def test_every_layout_equals_one_process(runs, layout):
     assert difference(alone, found).largest < TOLERANCE
     assert found.grad_norm == pytest.approx(alone.grad_norm, rel=TOLERANCE)
     assert all(torch.equal(tensor, found.weights[name]) for name, tensor in alone.weights.items())
+    assert found.flop == alone.flop
 
 
 def test_the_update_depends_on_everything_that_is_compared(runs):

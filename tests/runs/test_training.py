@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.runs.runs import column, distil, launch, save_model, steps, summary, world
+from tests.runs.runs import ROOT, column, distil, launch, save_model, steps, summary, world
 
 REFERENCES = "eval.reference_key=response"
 KEYS = ("prompt", "response")
@@ -47,6 +48,16 @@ def test_the_reverse_kl_of_a_step_is_that_of_its_samples(finished: Path) -> None
     for line in steps(finished):
         gap = line["opd/student_log_prob"] - line["opd/teacher_log_prob"]
         assert math.isclose(line["opd/reverse_kl"], gap, rel_tol=1e-4)
+
+
+def test_a_run_tells_its_speed_in_metrics_that_the_documentation_describes(finished: Path) -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    described = [name.replace("<phase>", "[a-z]+") for name in re.findall(r"`(perf/[a-z_<>]+)`", page)]
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    told = {name for line in lines for name in line if name.startswith("perf/")}
+    assert [name for name in told if not any(re.fullmatch(pattern, name) for pattern in described)] == []
+    assert all(line["perf/update_tflops"] > 0 for line in lines)
+    assert "perf/mfu" not in told, "nobody knows the peak of this device"
 
 
 def test_the_exported_student_loads_in_transformers_and_has_moved(finished: Path, small: Path) -> None:

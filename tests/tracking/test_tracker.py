@@ -1,7 +1,10 @@
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from opd_trainer.metrics import Metrics
 from opd_trainer.tracking.files import METRICS, SUMMARY, RunFiles, read_rows
@@ -9,6 +12,7 @@ from opd_trainer.tracking.sink import Sink, StepRecord
 from opd_trainer.tracking.summary import Evaluated, Results, Summary
 from opd_trainer.tracking.tracker import Tracker
 from opd_trainer.tracking.wall_time import WallTime
+from opd_trainer.updates import UpdateResult
 
 
 class Clock:
@@ -96,6 +100,46 @@ def test_metrics_of_a_step_are_combined_and_timed() -> None:
         "perf/train_time": 2.5,
         "perf/step_time": 7.0,
     }
+
+
+def update(**changes: Any) -> UpdateResult:
+    """6e12 operations of each worker in 2 + 3 + 1 seconds; the critic's 4 do not count."""
+    result = UpdateResult(
+        log_probs=torch.zeros(8),
+        entropy=torch.zeros(8),
+        teacher=None,
+        loss=0.0,
+        grad_norm=0.0,
+        learning_rate=0.0,
+        seconds={"teacher": 2.0, "forward_backward": 3.0, "optimizer": 1.0, "critic": 4.0},
+        packing_efficiency=0.75,
+        num_micro_batches=2,
+        flop_per_worker=6e12,
+    )
+    return dataclasses.replace(result, **changes)
+
+
+def test_an_update_tells_how_fast_it_computed() -> None:
+    sink, clock = Calls(), Clock()
+    tracker = tracker_of(sink, clock=clock)
+    with tracker.step(0) as log, log.time("update"):
+        clock.now += 16
+        log.updated(update())
+    assert sink.records[0].values == {
+        "perf/packing_efficiency": 0.75,
+        "perf/micro_batches": 2.0,
+        "perf/update_tflops": 1.0,
+        "perf/teacher_time": 2.0,
+        "perf/train_time": 14.0,
+        "perf/step_time": 16.0,
+        "perf/tokens_per_s": 0.5,
+    }
+    with tracker.step(1) as log, log.time("update"):
+        clock.now += 8
+        log.updated(update(peak_flop_per_s=4e12, peak_memory_bytes=2**29))
+        log.updated(update(peak_flop_per_s=4e12, flop_per_worker=12e12))
+    found = sink.records[1].values
+    assert (found["perf/update_tflops"], found["perf/mfu"], found["perf/peak_memory_gib"]) == (1.5, 0.375, 0.5)
 
 
 def test_a_phase_that_nobody_knows_is_an_error() -> None:
