@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from opd_trainer.errors import CheckpointError, Interrupted
 from opd_trainer.files import publish, unwritable, write_atomically
+from opd_trainer.model.folder import LATEST
 
-LATEST = "latest_checkpointed_iteration.txt"
 CONTROLLER_STATE = "controller.json"
 PARTIAL = ".partial_"
 """Begins the name of a checkpoint that is being written or deleted."""
@@ -121,11 +121,16 @@ class Checkpoints:
         return step + 1 >= self.total_steps
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """The newest complete checkpoint; None where nothing was saved.
+
+        Raises:
+            CheckpointError: the one that the marker names is not there.
+        """
         marker = self.directory / LATEST
         if not marker.is_file():
             return None
-        path = self.directory / iteration_name(int(marker.read_text()))
+        named = marker.read_text().strip()
+        path = self.directory / (iteration_name(int(named)) if named.isdigit() else repr(named))
         if not (path / CONTROLLER_STATE).is_file():
             raise CheckpointError(
                 f"{marker} names {path.name}, which holds no {CONTROLLER_STATE}: it was moved or damaged. "
@@ -188,7 +193,11 @@ class Checkpoints:
         self.total_steps = step + 1
 
     async def restore(self, run: Resumable) -> int:
-        """Loads the newest checkpoint, if any, into `run`; returns the number of finished steps."""
+        """Loads the newest checkpoint, if any, into `run`; returns the number of finished steps.
+
+        Raises:
+            CheckpointError: it is damaged, or not of this run's model.
+        """
         path = self.latest()
         if path is not None:
             state = json.loads((path / CONTROLLER_STATE).read_text())

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from opd_trainer.checkpoint import CONTROLLER_STATE, LATEST, Checkpoints
+from opd_trainer.checkpoint import CONTROLLER_STATE, Checkpoints
 from opd_trainer.errors import CheckpointError, Interrupted
+from opd_trainer.model.folder import LATEST
 
 
 @dataclass
@@ -111,10 +112,11 @@ def test_a_copy_under_another_name_is_left_alone(tmp_path: Path) -> None:
     assert found == ["iter_", "iter_0000001_best", "iter_0000003", "iter_2"]
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    (tmp_path / LATEST).write_text("5")
+@pytest.mark.parametrize(("marker", "named"), [("5", "iter_0000005"), ("release\n", "'release'"), ("", "''")])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, marker: str, named: str) -> None:
+    (tmp_path / LATEST).write_text(marker)
     checkpoints = Checkpoints(directory=tmp_path, every=1, keep=1, total_steps=9)
-    with pytest.raises(CheckpointError, match="iter_0000005"):
+    with pytest.raises(CheckpointError, match=f"names {named}, which holds no controller.json.*resume=never"):
         checkpoints.latest()
 
 
