@@ -192,6 +192,22 @@ def load_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def language_setting(folder: Path, key: str) -> Any:
+    """What a folder's config.json says of the language model; a model of several parts keeps that in `text_config`.
+
+    Raises:
+        CheckpointError: there is no config.json, or it does not say.
+    """
+    config = load_config(folder)
+    found = config.get(key, (config.get("text_config") or {}).get(key))
+    if found is None:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: says nothing of {key}, without which models cannot be compared. "
+            f"Download the model's own config.json again"
+        )
+    return found
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """A folder's tokenizer; never runs code from the folder and never asks the network.
 

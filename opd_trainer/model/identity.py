@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opd_trainer.errors import Problem
-from opd_trainer.model.folder import RANK_FILE, eos_token_ids, load_config, load_tokenizer
+from opd_trainer.model.folder import RANK_FILE, eos_token_ids, language_setting, load_tokenizer
 from opd_trainer.types import ModelIdentity
 
 SAMPLES_PER_FILE = 64
@@ -45,7 +45,7 @@ def profile(folder: Path, weights: Path) -> ModelProfile:
         weights: folder of the weights (the same one, or a torch_dist checkpoint).
 
     Raises:
-        CheckpointError: config.json or the tokenizer is missing.
+        CheckpointError: config.json or the tokenizer is missing, or the former does not tell the context length.
     """
     tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
@@ -57,7 +57,7 @@ def profile(folder: Path, weights: Path) -> ModelProfile:
         vocab_size=max(vocabulary.values(), default=-1) + 1,
         eos_token_ids=eos_token_ids(folder, tokenizer),
         chat_template=_digest(json.dumps(template, sort_keys=True)) if template else "",
-        max_length=load_config(folder)["max_position_embeddings"],
+        max_length=language_setting(folder, "max_position_embeddings"),
     )
     return ModelProfile(identity, vocabulary)
 

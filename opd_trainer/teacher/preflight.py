@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_trainer.errors import CheckpointError, PreflightError, Problem
-from opd_trainer.model.folder import load_config
+from opd_trainer.model.folder import language_setting
 from opd_trainer.model.identity import ModelProfile, check_compatible, profile, remarks
 from opd_trainer.sglang.client import SglangClient
 from opd_trainer.sglang.endpoints import Endpoint
@@ -149,10 +149,11 @@ def _compare(student: ModelProfile, path: str, problems: list[Problem]) -> tuple
         return (f"{path} cannot be read from here: its vocabulary was not compared with the student's",)
     try:
         teacher = profile(folder, folder)
+        # Asked of the folder and not of the server: SGLang 0.5.23 dies of a token id beyond its vocabulary.
+        rows = int(language_setting(folder, "vocab_size"))
     except CheckpointError as error:
         return (f"the tokenizer was not compared with the student's: {error}",)
-    # Asked of the folder and not of the server: SGLang 0.5.23 dies of a token id beyond its vocabulary.
-    rows, needed = int(load_config(folder)["vocab_size"]), student.identity.vocab_size
+    needed = student.identity.vocab_size
     if rows < needed:
         what, why = (
             f"a vocabulary of {rows}, the student's has {needed}",

@@ -11,6 +11,7 @@ from opd_trainer.model.folder import (
     eos_token_ids,
     huggingface_folder,
     inspect,
+    language_setting,
     load_config,
     load_tokenizer,
 )
@@ -68,6 +69,34 @@ def test_a_step_that_is_not_there(step, message, tmp_path):
 def test_a_step_beside_another_iteration(tmp_path):
     with pytest.raises(CheckpointError, match="step 5, but ckpt_step is 6"):
         inspect(torch_dist(tmp_path, 5) / "iter_0000005", 6)
+
+
+def test_a_run_directory_stands_for_its_model_or_its_latest_checkpoint(tmp_path):
+    torch_dist(tmp_path / "checkpoints", 5, 20, latest=20)
+    newest = inspect(tmp_path)
+    assert (newest.path, newest.step) == (tmp_path / "checkpoints" / "iter_0000020", 20)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    exported = inspect(tmp_path)
+    assert (exported.kind, exported.path) == (CheckpointKind.huggingface, tmp_path / "model")
+    assert inspect(tmp_path, 5).path == tmp_path / "checkpoints" / "iter_0000005"
+
+
+def test_a_release_has_no_step_and_comes_first_where_the_marker_says_so(tmp_path):
+    torch_dist(tmp_path, 5)
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / ".metadata").touch()
+    assert inspect(tmp_path).step == 5
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release\n")
+    found = inspect(tmp_path)
+    assert (found.path, found.step) == (tmp_path / "release", None)
+
+
+def test_what_a_model_of_several_parts_says_of_its_language_model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"vocab_size": 7}, "hidden_size": 3}))
+    assert (language_setting(tmp_path, "vocab_size"), language_setting(tmp_path, "hidden_size")) == (7, 3)
+    with pytest.raises(CheckpointError, match=r"says nothing of max_position_embeddings.*Download"):
+        language_setting(tmp_path, "max_position_embeddings")
 
 
 def test_missing_path(tmp_path):

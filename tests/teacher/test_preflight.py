@@ -1,4 +1,5 @@
 import asyncio
+import json
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,10 +132,18 @@ def test_an_older_server_with_older_names_is_understood(folder: Path) -> None:
     assert run(examined(student(folder), sessions=False))[0].max_length == 4096
 
 
-def test_a_smaller_vocabulary_is_refused_without_sending_its_tokens(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [False, True], ids=["text alone", "a model of several parts"])
+def test_a_smaller_vocabulary_is_refused_without_sending_its_tokens(folder: Path, tmp_path: Path, parts: bool) -> None:
     """SGLang dies of a token id that it does not have; the folder tells beforehand."""
     small = save_tiny(tmp_path / "small", 1)
-    config = (small / "config.json").read_text().replace('"vocab_size": 64', '"vocab_size": 8')
-    (small / "config.json").write_text(config)
+    config = json.loads((small / "config.json").read_text()) | {"vocab_size": 8}
+    (small / "config.json").write_text(json.dumps({"text_config": config} if parts else config))
     with pytest.raises(PreflightError, match="a vocabulary of 8"):
         run(examined(student(folder), model_path=str(small)))
+
+
+def test_a_folder_that_does_not_tell_is_not_compared(folder: Path, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", 1)
+    (other / "config.json").write_text("{}")
+    facts, _ = run(examined(student(folder), model_path=str(other)))
+    assert "says nothing of max_position_embeddings" in " ".join(facts.remarks)
