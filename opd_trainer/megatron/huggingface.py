@@ -24,6 +24,7 @@ from opd_trainer.megatron.families.base import (
     weight_rules,
 )
 from opd_trainer.megatron.families.registry import to_hf_config
+from opd_trainer.model.folder import TOKENIZER_FILES
 
 MAX_FILE_BYTES = 4 * 1024**3
 """Size at which `save_hf_folder` starts another safetensors file."""
@@ -33,13 +34,11 @@ INDEX = "model.safetensors.index.json"
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 """Of safetensors, with less than 32 bits."""
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
+COPIED_FILES = (
+    *TOKENIZER_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
     "merges.txt",
     "chat_template.jinja",
     "generation_config.json",
@@ -180,7 +179,7 @@ def describe(model: MegatronModel, folder: Path, tokenizer_from: Path, dtype: to
     config = {**to_hf_config(model.architecture), **_token_ids(tokenizer_from)}
     config["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in TOKENIZER_FILES:
+    for name in COPIED_FILES:
         if (tokenizer_from / name).is_file() and tokenizer_from.resolve() != folder.resolve():
             shutil.copyfile(tokenizer_from / name, folder / name)
 
@@ -296,7 +295,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         files = {name: folder / file for name, file in names.items()}
         absent = sorted({str(file) for file in files.values() if not file.is_file()})
         if absent:
-            raise CheckpointError(f"{index}: names {_list(absent)}, which is not there: the download is not complete")
+            raise CheckpointError(f"{index}: names {_list(absent)}, which is not there: download it again")
         return files
     from safetensors import safe_open
 

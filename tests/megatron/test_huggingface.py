@@ -10,6 +10,7 @@ from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.huggingface import export_hf_weights, load_hf_weights, save_hf_folder
 from opd_trainer.megatron.runtime import MegatronRuntime
 from opd_trainer.model.config import Family
+from opd_trainer.model.folder import TOKENIZER_FILES
 from tests.gloo import run_gloo
 from tests.megatron.models import build, hf_model, pack, sequences, started, tiny
 
@@ -30,7 +31,8 @@ def saved(folder, architecture):
 def test_round_trip_is_bit_exact(family, tied, tmp_path):
     architecture = tiny(family, tie_embeddings=tied)
     saved(tmp_path / "in", architecture)
-    (tmp_path / "in/tokenizer.json").write_text("{}")
+    for name in TOKENIZER_FILES:
+        (tmp_path / "in" / name).write_text("{}")
     with started(tmp_path) as runtime:
         model = build(runtime, architecture)
         load_hf_weights(model, tmp_path / "in")
@@ -38,7 +40,7 @@ def test_round_trip_is_bit_exact(family, tied, tmp_path):
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert (tmp_path / "out/tokenizer.json").is_file()
+    assert all((tmp_path / "out" / name).is_file() for name in TOKENIZER_FILES)
 
 
 def test_transformers_loads_what_we_save(tmp_path):
@@ -128,5 +130,5 @@ def test_a_folder_without_safetensors(tmp_path):
 def test_an_index_whose_file_is_missing(tmp_path):
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (tmp_path / huggingface.INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"00001-of-00002\.safetensors, which is not there"):
+    with pytest.raises(CheckpointError, match=r"00001-of-00002\.safetensors, which is not there: download it again"):
         huggingface.tensor_files(tmp_path)
