@@ -127,6 +127,6 @@ def _describe(step: int, number: int, live: Tensor) -> str:
         f"{bad} of {len(live)} live values are not finite: the weights or activations overflowed. Restart from the "
         "last checkpoint with a lower critic.optimizer.lr"
         if bad
-        else "the live values are finite: rewards, and with them returns, are not"
+        else "the live values are finite: rewards, and with them returns, are not. Look at the rewards"
     )
     return f"critic step {step}, micro-batch {number}: the value loss is not finite; {cause}"

@@ -178,8 +178,10 @@ def _describe(step: int, number: int, micro_batch: MicroBatch, outcome: Outcome)
     live = outcome.log_probs[-1][micro_batch.index.cpu()]
     bad = int((~live.isfinite()).sum())
     cause = (
-        f"{bad} of {len(live)} live log-probs are not finite: the weights or activations overflowed"
+        f"{bad} of {len(live)} live log-probs are not finite: the weights or activations overflowed. The step was not "
+        "taken. Restart from the last checkpoint with a lower megatron.optimizer.lr"
         if bad
-        else "the live log-probs are finite: advantages, teacher log-probs or old log-probs are not"
+        else "the live log-probs are finite: advantages, divergences, or log-probs of teacher, reference or old policy "
+        "are not. The step was not taken. Look at the rewards; a teacher may overflow in bfloat16"
     )
-    return f"optimizer step {step}, micro-batch {number}: the loss is not finite; {cause}. The step was not taken"
+    return f"optimizer step {step}, micro-batch {number}: the loss is not finite; {cause}"

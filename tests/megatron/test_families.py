@@ -107,10 +107,14 @@ def test_what_is_not_built_is_refused_by_name(change, message):
         architecture_from_hf({**to_hf_config(tiny(Family.qwen3)), **change})
 
 
-def test_missing_shape_is_named():
-    config = to_hf_config(tiny(Family.qwen3))
-    del config["hidden_size"]
-    with pytest.raises(CheckpointError, match="hidden_size missing"):
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [(Family.qwen3, "hidden_size"), (Family.qwen3_moe, "num_experts"), (Family.qwen3_moe, "moe_intermediate_size")],
+)
+def test_missing_shape_is_named(family, key):
+    config = to_hf_config(tiny(family))
+    del config[key]
+    with pytest.raises(CheckpointError, match=rf"{key} missing.*Download the model's own config\.json again"):
         architecture_from_hf(config)
 
 

@@ -159,7 +159,10 @@ class ModelFamily:
                 )
         missing = [key for key in _REQUIRED if key not in config]
         if missing:
-            raise CheckpointError(f"config.json: {', '.join(missing)} missing: the model's shape is unknown without")
+            raise CheckpointError(
+                f"config.json: {', '.join(missing)} missing: the model's shape is unknown without. "
+                f"Download the model's own config.json again"
+            )
         theta, scaling = _rope(config)
         heads = config["num_attention_heads"]
         value_head = self.value_model in (config.get("architectures") or ())

@@ -37,7 +37,10 @@ def experts_from_hf(config: Mapping[str, Any]) -> Experts:
     count = config.get("num_experts", config.get("num_local_experts"))
     missing = [key for key in _REQUIRED if key not in config] + ([] if count else ["num_experts"])
     if missing:
-        raise CheckpointError(f"config.json: {', '.join(missing)} missing: the experts' shape is unknown without")
+        raise CheckpointError(
+            f"config.json: {', '.join(missing)} missing: the experts' shape is unknown without. "
+            f"Download the model's own config.json again"
+        )
     return Experts(
         count=count,
         per_token=config["num_experts_per_tok"],
