@@ -24,7 +24,8 @@ class PreflightTask(TrainTask):
     """Checks all that task=train needs, without starting it, and tells what will be in memory, phase by phase."""
 
     device_memory_gib: float | None = None
-    """Memory of each GPU of the machine to plan for, GiB; null takes this machine, whose GPU may be absent."""
+    """Memory of each GPU of the machine to plan for, GiB; null takes this machine, or with a `host_memory_gib` one
+    without GPUs."""
     host_memory_gib: float | None = None
     """Host memory of the machine to plan for, GiB; with a `device_memory_gib` null sets no limit."""
 

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from opd_trainer.cluster.config import InProcessCluster, Layout, RayCluster
+from opd_trainer.config import Config
 from opd_trainer.errors import PreflightError
 from opd_trainer.megatron.config import MegatronConfig, Placement, Recompute
 from opd_trainer.megatron.memory import local_size, optimizer_bytes
@@ -11,6 +13,7 @@ from opd_trainer.memory.fit import cheapest, refuse, shortages
 from opd_trainer.memory.job import Apart, Engine, Frozen, Job, Part
 from opd_trainer.memory.plan import Phase, Plan, micro_batch_tokens, plan
 from opd_trainer.memory.report import print_plan, short
+from opd_trainer.memory.start import device_share
 from opd_trainer.model.config import Dtype, Family
 from opd_trainer.rollout.config import EmbeddedRollout
 from tests.megatron import models
@@ -186,6 +189,23 @@ def test_the_report_names_what_is_largest(capsys):
     assert "teacher: weights" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("layout", "gpus_per_worker", "share"),
+    [
+        (Layout.colocate, None, 0.5),
+        (Layout.colocate, 0.5, 0.25),
+        (Layout.colocate, 0.0, 0.5),
+        (Layout.disaggregated, None, 1.0),
+        (Layout.disaggregated, 0.5, 0.5),
+        (Layout.disaggregated, 2.0, 1.0),
+    ],
+)
+def test_processes_on_the_same_gpu_share_it(layout: Layout, gpus_per_worker: float | None, share: float):
+    cluster = RayCluster(layout=layout, gpus_per_worker=gpus_per_worker)
+    assert device_share(Config(cluster=cluster, rollout=EmbeddedRollout())) == share
+    assert device_share(Config(cluster=InProcessCluster(), rollout=EmbeddedRollout())) == 1.0
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     return runs.world(tmp_path_factory.mktemp("world"))
@@ -207,9 +227,15 @@ def test_a_divergence_of_whole_distributions_is_in_the_plan(world: Path, tmp_pat
     assert f"{4 * 2 * 12 * 32 * 4 / 2**20:.1f} MiB" in line
 
 
-def test_preflight_of_another_machine_refuses(world: Path, tmp_path: Path, capsys):
-    assert runs.launch(world, tmp_path, "task=preflight", "task.device_memory_gib=0.0001", *runs.distil(world)) == 2
-    assert "memory: each training process's GPU needs" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("memory", "where"),
+    [("device_memory_gib", "each training process's GPU needs"), ("host_memory_gib", "the host needs")],
+)
+def test_preflight_of_another_machine_refuses(world: Path, tmp_path: Path, capsys, memory: str, where: str):
+    assert runs.launch(world, tmp_path, "task=preflight", f"task.{memory}=0.0001", *runs.distil(world)) == 2
+    told = capsys.readouterr()
+    assert f"memory: {where}" in told.err
+    assert ("GPU" in told.out + told.err) == (memory == "device_memory_gib")
 
 
 def test_a_start_is_refused(world: Path, tmp_path: Path, capsys, monkeypatch):
