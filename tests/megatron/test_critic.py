@@ -243,8 +243,9 @@ def test_resume_is_bit_exact(student, tmp_path, changes):
         for batch in batches[:3]:
             worker.update([batch], WeightedNll())
         worker.save(tmp_path)
+        saved = worker.score(batches[:1], "critic")[0]
         uninterrupted = [step(worker, [batch]) for batch in batches[3:]]
-        expected, values = critic_weights(worker), worker.score(batches[:1], "critic")[0]
+        expected = critic_weights(worker)
     with started(settings) as worker:
         worker.restore(tmp_path)
         resumed = [step(worker, [batch]) for batch in batches[3:]]
@@ -257,13 +258,13 @@ def test_resume_is_bit_exact(student, tmp_path, changes):
     ]
     # A critic of another run starts a new one, head included; a student does not start from a critic.
     with started(spec(student, load=tmp_path / "critic", **changes)) as worker:
-        assert bool(worker.score(batches[:1], "critic")[0][batches[0].mask].abs().sum() > 0)
+        assert torch.equal(worker.score(batches[:1], "critic")[0].nan_to_num(7), saved.nan_to_num(7))
     with (
         pytest.raises(CheckpointError, match="a value model, which gives no log-probs"),
         started(training.spec(student, model=ModelConfig(load=str(tmp_path / "critic")))),
     ):
         pass
-    assert bool(values[batches[0].mask].isfinite().all())
+    assert bool((saved[batches[0].mask] != 0).all())
 
 
 def test_a_checkpoint_without_a_critic_is_refused_and_starts_one(student, tmp_path):

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_trainer import jagged
 from opd_trainer.megatron.packing import cost, merge, plan
+from tests.megatron import training
 
 lengths_strategy = st.lists(st.integers(1, 300), min_size=0, max_size=80)
 
@@ -65,11 +65,8 @@ def test_fewer_sequences_than_ranks_leave_empty_micro_batches():
 
 @pytest.mark.parametrize("dp_size", [1, 2])
 def test_micro_batch_tokens_agree_with_take(dp_size):
-    lengths = torch.tensor([3, 1, 4, 2])
-    planned = plan(lengths.tolist(), dp_size, 5)
-    values = torch.arange(10, dtype=torch.float32)
-    results = [
-        [values[jagged.token_index(lengths, torch.tensor(m, dtype=torch.int64))] for m in rank]
-        for rank in planned.ranks
-    ]
-    assert torch.equal(merge(planned, results), values)
+    batch = training.batch((1, 1, 2, 1), (2, 0, 2, 1))
+    batch = batch.replace(tokens=torch.arange(batch.num_tokens))
+    planned = plan(batch.lengths.tolist(), dp_size, 5)
+    results = [[batch.take(list(part)).tokens for part in rank] for rank in planned.ranks]
+    assert torch.equal(merge(planned, results), batch.tokens)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from opd_trainer.errors import CheckpointError, OpdError
+from opd_trainer.megatron.saving import Saving
 from tests.megatron import training
 
 pytestmark = [
@@ -85,8 +86,16 @@ def test_a_failure_in_the_background_is_told_at_the_end(
         assert not (tmp_path / "metadata.json").exists()
 
 
-def test_closing_waits_for_the_files(student: Path, gate: threading.Event, tmp_path: Path) -> None:
+def test_closing_waits_for_the_files(
+    student: Path, gate: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = Saving.wait
+
+    def open_and_wait(saving: Saving) -> None:
+        gate.set()
+        wait(saving)
+
+    monkeypatch.setattr(Saving, "wait", open_and_wait)
     with training.started(training.spec(student)) as worker:
         worker.save(tmp_path, True)
-        threading.Timer(0.2, gate.set).start()
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("save ")] == []
