@@ -42,7 +42,7 @@ class MegatronModel:
     """This process's part of a model.
 
     Attributes:
-        modules: one Megatron GPTModel per chunk of layers; one chunk without virtual pipelining.
+        modules: one Megatron GPTModel, in the list that Megatron's schedules and optimizer take.
         architecture: shape of the whole model.
         runtime: where it lives.
         transformer_engine: whether its layers are Transformer Engine's.
@@ -65,12 +65,11 @@ class MegatronModel:
         """Of the weights."""
         return self.modules[0].config.params_dtype
 
-    def forward(self, packed: Packed, chunk: int = 0, *, head: bool = True) -> Tensor:
+    def forward(self, packed: Packed, *, head: bool = True) -> Tensor:
         """Logits at the selected positions.
 
         Args:
             packed: the micro-batch.
-            chunk: which of `modules` to run.
             head: False for the hidden states [M, E] that `logits` takes, in place of the output of the last stage.
 
         Returns:
@@ -78,13 +77,14 @@ class MegatronModel:
             value head; hidden states [S, 1, E] on the others, whose input the schedule sets with `set_input_tensor`.
             Without gradient unless `trainable`.
         """
+        (module,) = self.modules
         with contextlib.nullcontext() if self.trainable else torch.no_grad():
-            hidden = self._hidden(self.modules[chunk], packed)
-            return self.logits(hidden, chunk) if head and self.modules[chunk].post_process else hidden
+            hidden = self._hidden(module, packed)
+            return self.logits(hidden) if head and module.post_process else hidden
 
-    def logits(self, hidden: Tensor, chunk: int = -1) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """The output head on hidden states [M, E] of the last stage: [M, V / tensor-parallel ranks] (see `forward`)."""
-        module = self.modules[chunk]
+        (module,) = self.modules
         weight = module.shared_embedding_or_output_weight() if self.architecture.tie_embeddings else None
         logits, _ = module.output_layer(hidden.unsqueeze(1), weight=weight)
         return logits.squeeze(1)

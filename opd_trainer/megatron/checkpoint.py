@@ -52,7 +52,7 @@ def begin_save(directory: Path, model: MegatronModel, optimizer: Optimizer, *, b
 
 
 def restore(directory: Path, model: MegatronModel, optimizer: Optimizer) -> None:
-    """The inverse of `save`; collective. The random state is restored when as many workers save and restore.
+    """The inverse of `begin_save`; collective. The random state is restored when as many workers save and restore.
 
     Raises:
         CheckpointError: `directory` holds no training state of this model.

@@ -1,6 +1,7 @@
 """Every hack that Megatron-core needs, most of them on a machine without a GPU, where alone they are active.
 
-Remove an entry once the oldest Megatron-core that we support no longer needs it. Version range of all: 0.16.
+Remove an entry once the oldest Megatron-core that we support no longer needs it. Version range of all: 0.16, whose code
+is at https://github.com/NVIDIA/Megatron-LM/tree/core_v0.16.1/megatron/core, under the names of modules below.
 """
 
 import contextlib
