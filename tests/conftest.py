@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 PURE = ("divergence", "estimator", "jagged", "loss", "objective", "opd", "types")
@@ -19,6 +20,9 @@ install_import_hook([f"opd_trainer.{name}" for name in PURE], "beartype.beartype
 
 # Test processes share few cores, and one thread makes sums reproducible.
 torch.set_num_threads(1)
+
+# The same examples every time, and no limit on their time: neither chance nor a busy machine fails a test.
+settings.load_profile("ci")
 
 
 def pytest_collection_finish() -> None:

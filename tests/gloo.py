@@ -1,8 +1,10 @@
 """Runs a function in several processes that meet over gloo, for tests of everything parallel."""
 
+import queue
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ import torch
 
 from tests.processes import context
 
+LIMIT_S = 900.0
+"""On all that the processes do together; generous, since other work may keep the machine busy."""
 
-def run_gloo(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+
+def run_gloo(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """Calls `function(rank, world_size, rendezvous, *args)` in `world_size` new processes; results by rank.
 
     `function` is defined at the top of a module. It joins the others itself, through `rendezvous` (a file:// address).
@@ -28,7 +33,7 @@ def run_gloo(function: Callable[..., Any], world_size: int, *args: Any, timeout_
         for process in processes:
             process.start()
         try:
-            values = _collect(results, world_size, timeout_s)
+            values = _collect(results, processes)
             for process in processes:
                 process.join(timeout=10)
             return values
@@ -38,14 +43,28 @@ def run_gloo(function: Callable[..., Any], world_size: int, *args: Any, timeout_
                 process.join()
 
 
-def _collect(results: Any, world_size: int, timeout_s: float) -> list[Any]:
-    values: list[Any] = [None] * world_size
-    for _ in range(world_size):
-        rank, value, error = results.get(timeout=timeout_s)
+def _collect(results: Any, processes: Sequence[Any]) -> list[Any]:
+    values: dict[int, Any] = {}
+    deadline = time.monotonic() + LIMIT_S
+    while len(values) < len(processes):
+        silent = [process for rank, process in enumerate(processes) if rank not in values]
+        rank, value, error = _next(results, silent, deadline)
         if error is not None:
             raise AssertionError(f"rank {rank} failed:\n{error}")
         values[rank] = value
-    return values
+    return [values[rank] for rank in range(len(processes))]
+
+
+def _next(results: Any, silent: Sequence[Any], deadline: float) -> Any:
+    """What some process says next; nobody waits for one that died without a word."""
+    while True:
+        # Looked at first: what a process said before its death can be read afterwards.
+        died = [process.exitcode for process in silent if process.exitcode]
+        try:
+            return results.get(timeout=1.0)
+        except queue.Empty:
+            assert not died, f"a process ended with exit code {died[0]}, and without a result"
+            assert time.monotonic() < deadline, f"no result within {LIMIT_S:g} s"
 
 
 def _call(results: Any, function: Callable[..., Any], rank: int, *rest: Any) -> None:

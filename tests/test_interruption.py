@@ -35,14 +35,14 @@ def test_who_waits_too_long_is_overtaken(heard: list[int]) -> None:
     with interruptible(0.1) as asked:
         ask()
         assert asked()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not heard and time.monotonic() < deadline:
             time.sleep(0.01)
     assert heard == [ASKS_TO_STOP]
 
 
 def test_who_is_done_in_time_is_not_disturbed(heard: list[int]) -> None:
-    with interruptible(0.2):
+    with interruptible(1.0):
         ask()
-    time.sleep(0.4)
+    time.sleep(1.5)
     assert heard == []

@@ -54,7 +54,7 @@ def test_wrong_shapes_are_refused() -> None:
         jagged.sum_by(VALUES, SEQ[:-1], MASK, 3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.booleans(), max_size=5), min_size=1, max_size=6))
 def test_agrees_with_plain_loops(masks: list[list[bool]]) -> None:
     lengths = torch.tensor([len(mask) for mask in masks])

@@ -20,7 +20,7 @@ from pathlib import Path
 from opd_trainer.run_record import alone_in
 with alone_in(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

@@ -1,9 +1,9 @@
 """Exit codes and what is printed, in this process and through launch.py."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -118,30 +118,35 @@ def test_info(launch: Any) -> None:
     assert "opd/off" in launch.out
 
 
-def run_launch(cwd: Path, *argv: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    start = time.monotonic()
-    done = subprocess.run(
+def run_launch(cwd: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), *argv],
         cwd=cwd,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
-    return done, time.monotonic() - start
+
+
+def seconds_of_children() -> float:
+    """Of a processor, by processes that have ended; what else the machine does takes none of them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_launch_from_any_folder(tmp_path: Path) -> None:
-    done, seconds = run_launch(tmp_path, "--cfg", "job", "opd_kl_coef=0.25")
+    before = seconds_of_children()
+    done = run_launch(tmp_path, "--cfg", "job", "opd_kl_coef=0.25")
     assert done.returncode == 0, done.stderr
     assert "kl_coef: 0.25" in done.stdout
-    # A promise of 5 s on an idle machine; tests share theirs.
-    assert seconds < 30
+    # A promise of 5 s on an idle machine.
+    assert seconds_of_children() - before < 20
 
 
 def test_launch_refuses_without_a_traceback(tmp_path: Path) -> None:
-    done, _ = run_launch(tmp_path, "opd=sglang", "teacher=sglang_external", "teacher.url=http://x", "teacher.load=y")
+    done = run_launch(tmp_path, "opd=sglang", "teacher=sglang_external", "teacher.url=http://x", "teacher.load=y")
     assert done.returncode == 2
     assert "teacher.load: 'y' with opd=sglang" in done.stderr
     assert "Traceback" not in done.stderr

@@ -55,7 +55,7 @@ def make_factory(start_error=None, apart=False):
 
         def die(self):
             if self.rank == 0:
-                time.sleep(60)
+                time.sleep(600)
             os._exit(3)
 
         def close(self):
@@ -66,11 +66,13 @@ def make_factory(start_error=None, apart=False):
 
 
 numbers = itertools.count()
+LIMIT_S = 300.0
+"""Of a call; generous, since other work may keep the machine busy."""
 
 
 def group(session, factory=None, size=2, cpus=1.0, gpus=0.0, **changes):
     demand = Demand(f"trainer {next(numbers)}", size, cpus, gpus)
-    return RayGroup(session, factory or make_factory(), demand, **{"timeout_s": 300.0, **changes})
+    return RayGroup(session, factory or make_factory(), demand, **{"timeout_s": LIMIT_S, **changes})
 
 
 class Worker:
@@ -90,13 +92,14 @@ async def what_is_not_there_is_refused(session, monkeypatch):
     await expect(PreflightError, "workers of 3 CPU need 6 CPUs.*, and there are 1 on the node", too_many.start())
     no_gpu = group(session, cpus=0.5, gpus=1.0)
     await expect(PreflightError, "workers of 1 GPU need 2 GPUs.*, and there are 0 on the node", no_gpu.start())
-    monkeypatch.setattr(opd_session, "FREE_TIMEOUT_S", 0.2)
     actor: Any = ray.remote(num_cpus=1)(Worker)
     stranger = actor.remote()
     assert ray.get(stranger.answer.remote()) == "here"
-    await expect(PreflightError, "has 4 CPUs and 0 GPUs, of which 0 CPUs", group(session, size=1).start())
+    with monkeypatch.context() as patch:
+        # Not at once: what Ray says of free resources is a moment old.
+        patch.setattr(opd_session, "FREE_TIMEOUT_S", 2.0)
+        await expect(PreflightError, "has 4 CPUs and 0 GPUs, of which 0 CPUs", group(session, size=1).start())
     ray.kill(stranger)
-    monkeypatch.undo()
 
 
 async def deaths_are_noticed_and_replaced(session):
@@ -107,9 +110,7 @@ async def deaths_are_noticed_and_replaced(session):
     await asyncio.sleep(opd_ray.WATCH_S + 1)
     assert not watching.done()
     os.kill((await idle.call("pid"))[1], signal.SIGKILL)
-    began = time.monotonic()
-    await expect(WorkerDied, "a worker died", watching)
-    assert time.monotonic() - began < 30
+    await expect(WorkerDied, "a worker died", asyncio.wait_for(watching, LIMIT_S))
     await idle.close()
 
     together = group(session)
@@ -132,6 +133,7 @@ def test_ray_groups(monkeypatch):
     """One Ray for all cases: starting it costs seconds."""
     token = Path.home() / ".ray" / "auth_token"
     token_before = token.exists()
+    monkeypatch.setattr(opd_session, "FREE_TIMEOUT_S", LIMIT_S)
 
     async def run():
         session = RaySession(None, 4)
@@ -159,9 +161,8 @@ def test_ray_groups(monkeypatch):
 
         dying = group(session)
         await dying.start()
-        began = time.monotonic()
+        # Noticed before the other one would answer, and before the time of the call is over.
         await expect(WorkerDied, "a worker died in die", dying.call("die"))
-        assert time.monotonic() - began < 30
         await dying.close()
 
         await deaths_are_noticed_and_replaced(session)
@@ -171,7 +172,7 @@ def test_ray_groups(monkeypatch):
             group(session, make_factory(RuntimeError("no memory"))).start(),
         )
 
-        slow = group(session, timeout_s=300.0)
+        slow = group(session)
         await slow.start()
         slow._timeout_s = 0.5
         await expect(WorkerError, "no answer to sleep within 0.5 s", slow.call("sleep", 30))

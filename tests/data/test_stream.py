@@ -60,7 +60,7 @@ def test_too_few_prompts_are_told_before_the_first_step():
     assert uneven.next(4), "looking ahead moves nothing"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(8, 20), min_size=1, max_size=3),
     before=st.lists(st.integers(1, 8), max_size=12),

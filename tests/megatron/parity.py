@@ -248,11 +248,7 @@ def outcomes(folder: Path, layouts: Sequence[Layout]) -> dict[str, Outcome]:
     for world_size in sorted({layout.world_size for layout in layouts}):
         mine = [layout for layout in layouts if layout.world_size == world_size]
         work = folder, batches
-        ranks = (
-            run_gloo(update, world_size, work, mine, timeout_s=600)
-            if world_size > 1
-            else [update(0, 1, "", work, mine)]
-        )
+        ranks = run_gloo(update, world_size, work, mine) if world_size > 1 else [update(0, 1, "", work, mine)]
         for layout, parts in zip(mine, zip(*map(pickle.loads, ranks), strict=True), strict=True):
             found[layout.name] = _outcome(batches[layout.family], parts)
     return found

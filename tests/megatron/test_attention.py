@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -24,7 +24,6 @@ def attend(query, key, value, blocks, slots, *, scale=None):
     return padded_attention(query, key, value, blocks=blocks, query_slots=slots, key_slots=slots, scale=scale)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12))
 def test_blocks_hold_every_token_once_and_little_padding(lengths):
     blocks, slots = plan(lengths)

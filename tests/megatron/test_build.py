@@ -53,7 +53,7 @@ def on_two_ranks(rank, world_size, rendezvous):
     for case in [*TENSOR_CASES, *PIPELINE_CASES]:
         tensor = case in TENSOR_CASES
         settings = MegatronConfig(
-            tensor_parallel=2 if tensor else 1, pipeline_parallel=1 if tensor else 2, timeout_s=60
+            tensor_parallel=2 if tensor else 1, pipeline_parallel=1 if tensor else 2, timeout_s=300
         )
         runtime = MegatronRuntime(rank, world_size, f"{rendezvous}{case}", settings, 3)
         runtime.start()

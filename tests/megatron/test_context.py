@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -20,7 +20,6 @@ def shares(lengths, ranks, spare=0):
     return [share(lengths, rank, ranks, size) for rank in range(ranks)]
 
 
-@settings(deadline=None)
 @given(LENGTHS, RANKS, st.integers(0, 3))
 def test_every_token_belongs_to_one_rank(lengths, ranks, spare):
     parts = shares(lengths, ranks, spare)
@@ -32,7 +31,6 @@ def test_every_token_belongs_to_one_rank(lengths, ranks, spare):
         assert int(part.cu_seqlens[-1]) == part.size
 
 
-@settings(deadline=None)
 @given(LENGTHS, RANKS, st.integers(0, 3))
 def test_every_token_sees_its_sequence_up_to_itself(lengths, ranks, spare):
     """In terms of (sequence, position), from the rows of all ranks laid end to end."""

@@ -102,8 +102,8 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path: Path) -> None:
 
 
 LAYOUTS = {
-    "tensor_and_pipeline": (Family.qwen2, MegatronConfig(tensor_parallel=2, pipeline_parallel=2, timeout_s=60), 4),
-    "experts": (Family.qwen3_moe, MegatronConfig(expert_parallel=2, timeout_s=60), 2),
+    "tensor_and_pipeline": (Family.qwen2, MegatronConfig(tensor_parallel=2, pipeline_parallel=2, timeout_s=300), 4),
+    "experts": (Family.qwen3_moe, MegatronConfig(expert_parallel=2, timeout_s=300), 2),
 }
 
 
@@ -129,7 +129,7 @@ def test_rank_files_of_several_ranks(layout: str, tied: bool, tmp_path: Path) ->
 def test_torch_dist_of_several_ranks(tmp_path: Path) -> None:
     architecture = tiny(Family.qwen3, tie_embeddings=False)
     reference = saved(tmp_path / "hf", architecture)
-    settings = MegatronConfig(tensor_parallel=2, timeout_s=60)
+    settings = MegatronConfig(tensor_parallel=2, timeout_s=300)
     run_gloo(
         foreign.save_dist_ranks,
         2,

@@ -15,8 +15,8 @@ from tests.gloo import run_gloo
 from tests.megatron.models import build, hf_model, pack, sequences, started, tiny
 
 LAYOUTS = {
-    "tensor": MegatronConfig(tensor_parallel=2, timeout_s=60),
-    "pipeline": MegatronConfig(pipeline_parallel=2, timeout_s=60),
+    "tensor": MegatronConfig(tensor_parallel=2, timeout_s=300),
+    "pipeline": MegatronConfig(pipeline_parallel=2, timeout_s=300),
 }
 
 

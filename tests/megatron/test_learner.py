@@ -87,7 +87,7 @@ def test_in_process_and_two_ray_workers_learn_the_same(student, spec, tmp_path):
         RaySession(None, 2),
         make_worker,
         Demand("trainer", size=2, cpus=1.0, gpus=0.0),
-        timeout_s=120.0,
+        timeout_s=300.0,
     )
     both = MegatronLearner(group, max_tokens=16, bucket_bytes=20_000)
     parallel, parallel_scores, parallel_weights = asyncio.run(life(both, batch, tmp_path / "both"))

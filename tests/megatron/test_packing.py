@@ -9,7 +9,7 @@ from tests.megatron import training
 lengths_strategy = st.lists(st.integers(1, 300), min_size=0, max_size=80)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths=lengths_strategy, dp_size=st.integers(1, 5), max_tokens=st.integers(1, 512))
 def test_every_sequence_is_planned_exactly_once_within_the_budget(lengths, dp_size, max_tokens):
     planned = plan(lengths, dp_size, max_tokens)
@@ -24,7 +24,7 @@ def test_every_sequence_is_planned_exactly_once_within_the_budget(lengths, dp_si
     assert plan(lengths, dp_size, max_tokens) == planned
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=lengths_strategy, dp_size=st.integers(1, 4), max_tokens=st.integers(1, 512))
 def test_merge_restores_the_token_order(lengths, dp_size, max_tokens):
     planned = plan(lengths, dp_size, max_tokens)
@@ -37,7 +37,7 @@ def test_merge_restores_the_token_order(lengths, dp_size, max_tokens):
     assert torch.equal(merge(planned, results), tokens)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(lengths=st.lists(st.integers(32, 128), min_size=64, max_size=128), dp_size=st.integers(2, 4))
 def test_ranks_are_balanced_by_cost(lengths, dp_size):
     planned = plan(lengths, dp_size, 512)

@@ -88,7 +88,7 @@ def runs(tmp_path_factory):
     for family in (Family.qwen3, MOE):
         parity.write_models(folder / family, family)
     expected = [alone(folder, layout, train_and_save, saved / f"{layout.name} alone") for layout in LAYOUTS]
-    ranks = [pickle.loads(result) for result in run_gloo(run, 2, folder, saved, timeout_s=600)]
+    ranks = [pickle.loads(result) for result in run_gloo(run, 2, folder, saved)]
     found = dict(zip([layout.name for layout in LAYOUTS], zip(ranks[0], expected, strict=True), strict=True))
     return folder, saved, found
 

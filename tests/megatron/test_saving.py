@@ -32,7 +32,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     event, write = threading.Event(), filesystem_async._write_item
 
     def gated(*arguments: Any, **keywords: Any) -> Any:
-        assert event.wait(timeout=120)
+        assert event.wait(timeout=600)
         return write(*arguments, **keywords)
 
     # Megatron looks at the arguments of the function that it calls.

@@ -11,7 +11,7 @@ ENDLESS = {"response": "a" * 40 + "b", "pattern": "(a+)+"}
 FINE = {"response": "a", "pattern": "a"}
 
 
-def run(coroutine_function, task="match", timeout_s: Any = 0.5):
+def run(coroutine_function, task="match", timeout_s: Any = 2.0):
     async def main():
         sandbox = Sandbox(task, 1, timeout_s)
         try:
@@ -32,10 +32,10 @@ def test_hostile_mathematics_ends_in_time_and_the_next_question_is_answered():
             started = time.monotonic()
             with pytest.raises((TimeoutError, WorkerError)):
                 await sandbox.ask(response=response, label="x+1")
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 60
         return await sandbox.ask(response=r"\boxed{2}", label="3")
 
-    assert run(questions, task="math", timeout_s=1.0) == 0.0
+    assert run(questions, task="math", timeout_s=3.0) == 0.0
 
 
 def test_an_endless_match_is_a_timeout_and_waiting_for_a_worker_is_not_counted():
@@ -44,7 +44,7 @@ def test_an_endless_match_is_a_timeout_and_waiting_for_a_worker_is_not_counted()
 
     first, second = run(questions)
     assert isinstance(first, TimeoutError)
-    assert "longer than 0.5 s" in str(first)
+    assert "longer than 2 s" in str(first)
     assert second == 1.0
 
 

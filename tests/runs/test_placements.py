@@ -87,14 +87,14 @@ def test_a_teacher_of_another_architecture_is_the_same_in_every_place(
 def test_a_step_of_megatron_lms_checkpoints_is_the_teacher_that_it_was_made_from(small: Path, resident: Path) -> None:
     """Rank files of two tensor-parallel ranks in each of two pipeline stages, the vocabulary padded."""
     checkpoints = small / "megatron"
-    settings = MegatronConfig(tensor_parallel=2, pipeline_parallel=2, timeout_s=120)
+    settings = MegatronConfig(tensor_parallel=2, pipeline_parallel=2, timeout_s=300)
     for step, model in ((100, "teacher"), (200, "student")):
         rows = 64
         foreign.pad_vocabulary(small / model, small / f"padded_{model}", rows)
         architecture = replace(architecture_from_hf(load_config(small / model)), vocab_size=rows)
         target = checkpoints / f"iter_{step:07d}"
         job = foreign.Job(small / f"padded_{model}", target, architecture, settings)
-        run_gloo(foreign.save_ranks, 4, job, timeout_s=600)
+        run_gloo(foreign.save_ranks, 4, job)
     (checkpoints / foreign.MARKER).write_text("200")
     by_flags = ("opd_type=megatron", f"opd_teacher_load={checkpoints}", "opd_teacher_ckpt_step=100")
     by_path = ("opd=megatron", f"teacher.load={checkpoints / 'iter_0000100'}")

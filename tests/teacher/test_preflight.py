@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    return asyncio.run(asyncio.wait_for(work, 60))
+    return asyncio.run(asyncio.wait_for(work, 300))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def student(folder: Path, **changes: Any) -> Student:
 
 async def examined(who: Student, urls: list[str] | None = None, **state: Any) -> tuple[ServerFacts, float]:
     async with fake(**{"make_model": Knowing, **state}) as server:
-        config = SglangExternalTeacher(timeout_s=5.0, attempts=1)
+        config = SglangExternalTeacher(timeout_s=100.0, attempts=1)
         teacher = SglangTeacher(config, Fleet(urls or [server.url]), who)
         await teacher.start()
         try:
