@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import random
+import sys
 import warnings
 from datetime import timedelta
 from typing import Any
@@ -82,6 +83,8 @@ class MegatronRuntime:
             # That device is the right one. To say so by `device_id` would also connect every group that Megatron makes
             # at once, used or not, each with buffers of its own on the device.
             warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
+        # torch puts a hook of its own around the one that is there, and leaves it.
+        stack.callback(setattr, sys, "excepthook", sys.excepthook)
         distributed.init_process_group(
             backend="nccl" if has_gpu() else "gloo",
             init_method=self._rendezvous,

@@ -29,7 +29,8 @@ def patched_places():
         from megatron.core.transformer.moe import moe_utils
 
     generators = random._get_cuda_rng_state, random._set_cuda_rng_state
-    return torch.cuda.current_device, torch.cuda.synchronize, schedules.torch, *generators, hasattr(moe_utils, GEMM)
+    patched = torch.cuda.current_device, torch.cuda.synchronize, schedules.torch, *generators, hasattr(moe_utils, GEMM)
+    return *patched, sys.excepthook
 
 
 def test_twice_in_one_process_and_nothing_is_left(tmp_path):
@@ -139,7 +140,7 @@ def test_impossible_layouts_are_refused_before_anything_starts(settings, message
 
 
 def ranks(rank, world_size, rendezvous):
-    runtime = MegatronRuntime(rank, world_size, rendezvous, MegatronConfig(tensor_parallel=2, timeout_s=60), 0)
+    runtime = MegatronRuntime(rank, world_size, rendezvous, MegatronConfig(tensor_parallel=2, timeout_s=300), 0)
     runtime.start()
     total = torch.tensor([float(rank)])
     distributed.all_reduce(total, group=runtime.dp_group)
