@@ -5,8 +5,7 @@ import json
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -62,15 +61,6 @@ class SglangClient:
         self._session: aiohttp.ClientSession | None = None
         self._slots = asyncio.Semaphore(config.concurrency)
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
     async def start(self) -> None:
         """Opens the session. Safe to call twice."""
         if self._session is None:
@@ -124,6 +114,22 @@ class SglangClient:
         """
         payload = None if body is None else json.dumps(body).encode()
         return await self._send(endpoint, path, payload, timeout_s)
+
+    async def info(self, endpoint: Endpoint, path: str) -> dict[str, Any]:
+        """What a server says of itself: /model_info or /server_info, also where an older SGLang has the older names.
+
+        Raises:
+            RequestFailed: it did not answer, or is no SGLang.
+        """
+        try:
+            answer = await self.ask(endpoint, path)
+        except RequestFailed as error:
+            if "answered 404" not in error.detail:
+                raise
+            answer = await self.ask(endpoint, path.replace("/", "/get_"))
+        if not isinstance(answer, dict):
+            raise RequestFailed(ScoreStatus.misaligned, f"{endpoint.url}{path} is not SGLang's")
+        return answer
 
     async def _try(self, payload: bytes, read: Callable[[Any], Answer], avoid: set[str]) -> Answer:
         endpoint = self.pool.pick(avoid)

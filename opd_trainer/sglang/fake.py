@@ -14,7 +14,7 @@ import torch
 from aiohttp import web
 from torch import Tensor
 
-from opd_trainer.sglang.fake_control import CONTROLS, SESSIONS
+from opd_trainer.sglang.fake_control import CONTROLS, NEWER
 from opd_trainer.sglang.fake_model import FakeModel, open_model
 from opd_trainer.sglang.fake_state import Crashed, FakeState, Refused, Running
 from opd_trainer.sglang.faults import Fault, hang_up, respond
@@ -66,7 +66,7 @@ def application(state: FakeState) -> web.Application:
 
     app.router.add_post("/generate", generate)
     app.router.add_post("/fake/fault", inject)
-    for path, action in {**CONTROLS, **(SESSIONS if state.sessions else {})}.items():
+    for path, action in {**CONTROLS, **(NEWER if state.sessions else {})}.items():
         control(path, action)
     app.router.add_route("*", "/{rest:.*}", _not_found)
     return app
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=30000)
-    parser.add_argument("--old-api", action="store_true", help="without weight-update sessions")
+    parser.add_argument("--old-api", action="store_true", help="without weight-update sessions and newer names")
     parser.add_argument("--load-format", default="auto")
     options, _ = parser.parse_known_args()
     torch.set_num_threads(1)

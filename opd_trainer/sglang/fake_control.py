@@ -156,9 +156,8 @@ def _flush(state: FakeState, body: dict[str, Any]) -> str:
 
 CONTROLS: dict[str, Callable[[FakeState, dict[str, Any]], Any]] = {
     "/health": lambda state, body: "",
-    "/model_info": _model_info,
     "/get_model_info": _model_info,
-    "/server_info": _server_info,
+    "/get_server_info": _server_info,
     "/flush_cache": _flush,
     "/pause_generation": _pause,
     "/continue_generation": _continue,
@@ -171,7 +170,9 @@ CONTROLS: dict[str, Callable[[FakeState, dict[str, Any]], Any]] = {
     "/resume_memory_occupation": _resume,
 }
 """By path."""
-SESSIONS: dict[str, Callable[[FakeState, dict[str, Any]], Any]] = {
+NEWER: dict[str, Callable[[FakeState, dict[str, Any]], Any]] = {
+    "/model_info": _model_info,
+    "/server_info": _server_info,
     "/begin_weight_update": _begin,
     "/end_weight_update": _end,
 }

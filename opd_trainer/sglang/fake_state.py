@@ -36,7 +36,8 @@ class FakeState:
     Attributes:
         make_model: builds the model of a fresh process.
         model_path: what it says it serves.
-        sessions: weight updates from tensors need /begin_weight_update (newer SGLang).
+        sessions: of a newer SGLang, where weight updates from tensors need /begin_weight_update, and where
+            /get_model_info and /get_server_info have got names without get_.
         honour_temperature: scores prompts at the request's temperature, which SGLang does not.
         token_s: seconds that a generated token takes.
         breaking: paths of control requests; the connection of the next one to each breaks before an answer.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from opd_trainer.cluster.rendezvous import free_port
-from opd_trainer.errors import WorkerError
+from opd_trainer.errors import UserError, WorkerError
 from opd_trainer.sglang import process_group
 from opd_trainer.sglang.client import SglangClient
 from opd_trainer.sglang.endpoints import Endpoint
@@ -259,13 +259,23 @@ async def has_sessions(client: SglangClient, endpoint: Endpoint, timeout_s: floa
 
 async def tensor_parallel(client: SglangClient, endpoint: Endpoint) -> int:
     """GPUs of one server."""
-    return int((await client.ask(endpoint, "/server_info"))["tp_size"])
+    return int((await client.info(endpoint, "/server_info"))["tp_size"])
 
 
 def own_address(host: str) -> str:
-    """Our address as the server at `host` sees it."""
+    """Our address as the server at `host` sees it.
+
+    Raises:
+        UserError: there is no way to `host` from here.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
+        try:
+            probe.connect((host, 9))
+        except OSError as error:
+            raise UserError(
+                f"rollout: no way leads to the server at {host!r} ({error}). Set rollout.urls, or rollout.launch.host, "
+                "to a name or an IPv4 address that this machine reaches"
+            ) from error
         return probe.getsockname()[0]
 
 

@@ -18,7 +18,6 @@ from opd_trainer.sglang.endpoints import Endpoint
 from opd_trainer.sglang.failure import RequestFailed
 from opd_trainer.sglang.wire import read_scored, score_body
 from opd_trainer.teacher.config import ServerTeacher
-from opd_trainer.types import ScoreStatus
 
 KEY = "teacher"
 SAME = 0.2
@@ -120,19 +119,7 @@ def told(name: str, facts: ServerFacts) -> str:
 
 
 async def _info(client: SglangClient, endpoint: Endpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-    async def ask(path: str) -> dict[str, Any]:
-        try:
-            answer = await client.ask(endpoint, path)
-        except RequestFailed as error:
-            if "answered 404" not in error.detail:
-                raise
-            # The name until SGLang 0.5.
-            answer = await client.ask(endpoint, path.replace("/", "/get_"))
-        if not isinstance(answer, dict):
-            raise RequestFailed(ScoreStatus.misaligned, f"{endpoint.url}{path} is not SGLang's")
-        return answer
-
-    return await ask("/model_info"), await ask("/server_info")
+    return await client.info(endpoint, "/model_info"), await client.info(endpoint, "/server_info")
 
 
 def _context(server: dict[str, Any]) -> int | None:

@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from torch import Tensor
 
@@ -189,7 +190,7 @@ class SglangEngine:
                 return
             await self._revive(endpoint)
             try:
-                info = await self.client.ask(endpoint, "/model_info")
+                info = await self.client.info(endpoint, "/model_info")
             except RequestFailed:
                 # Still down; the pool leaves it alone for a while.
                 return
@@ -258,7 +259,7 @@ class SglangEngine:
         import torch
 
         rollout, client = self._spec.rollout, self.client
-        hosts = {url.partition("://")[2].partition(":")[0] for url in self._fleet.urls}
+        hosts = {urlsplit(url).hostname or "" for url in self._fleet.urls}
         match rollout.sync_via:
             case SyncVia.tensor:
                 distant = sorted(host for host in hosts if host not in ("localhost", own_address(host)))
