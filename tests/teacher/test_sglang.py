@@ -21,7 +21,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 def config(**changes: Any) -> SglangExternalTeacher:
-    return SglangExternalTeacher(**{"timeout_s": 0.5, "attempts": 1, "max_failed_fraction": 1.0, **changes})
+    return SglangExternalTeacher(**{"timeout_s": 100.0, "attempts": 1, "max_failed_fraction": 1.0, **changes})
 
 
 async def scored(samples: list[Sample], settings: SglangExternalTeacher, urls: list[str], **more: Any) -> Any:
@@ -48,6 +48,8 @@ def test_log_probs_are_those_of_the_response() -> None:
         assert result.teacher_topk is None
     assert metrics["teacher/failed_fraction"] == 0.0
     assert metrics["teacher/status/ok"] == 4
+    assert metrics["teacher/latency_s"] > 0
+    assert metrics["teacher/cached_token_fraction"] == 0.0
 
 
 def test_the_last_id_of_the_vocabulary_comes_back_as_0() -> None:
@@ -120,12 +122,18 @@ def test_every_fault_is_tried() -> None:
     assert set(FAULTS) == set(Fault)
 
 
+def limit_s(fault: Fault) -> float:
+    """Short where the fault must run into it, but long enough for the answer to another request on a busy machine."""
+    return 2.0 if FAULTS[fault] is ScoreStatus.timeout else 100.0
+
+
 @pytest.mark.parametrize("fault", Fault)
 def test_a_fault_masks_its_sample_alone(fault: Fault) -> None:
     async def work() -> tuple[list[Sample], dict[str, float]]:
         async with fake() as server:
-            server.state.faults.add(fault, seconds=0.2 if fault is Fault.drip else 2.0)
-            return await scored([sample(0), sample(1)], config(concurrency=1), [server.url])
+            server.state.faults.add(fault, seconds=1.0 if fault is Fault.drip else 300.0)
+            settings = config(concurrency=1, timeout_s=limit_s(fault))
+            return await scored([sample(0), sample(1)], settings, [server.url])
 
     (first, second), metrics = run(work())
     assert first.teacher_status is FAULTS[fault]
@@ -141,8 +149,8 @@ def test_a_fault_masks_its_sample_alone(fault: Fault) -> None:
 def test_faults_that_may_pass_are_retried(fault: Fault) -> None:
     async def work() -> tuple[list[Sample], dict[str, float]]:
         async with fake() as server:
-            server.state.faults.add(fault, seconds=0.2 if fault is Fault.drip else 2.0)
-            return await scored([sample()], config(attempts=2), [server.url])
+            server.state.faults.add(fault, seconds=1.0 if fault is Fault.drip else 300.0)
+            return await scored([sample()], config(attempts=2, timeout_s=limit_s(fault)), [server.url])
 
     (result,), metrics = run(work())
     assert result.teacher_status is ScoreStatus.ok
@@ -187,9 +195,10 @@ def test_an_overloaded_server_is_told_from_a_broken_one() -> None:
 
     async def work() -> None:
         async with fake() as server:
-            server.state.faults.add(Fault.delay, times=99, seconds=30.0)
+            server.state.faults.add(Fault.delay, times=99, seconds=300.0)
             # One after the other: of two together the second may time out after the last that is left alone.
-            await scored([sample(n) for n in range(6)], config(concurrency=1, max_failed_fraction=0.2), [server.url])
+            settings = config(concurrency=1, timeout_s=0.5, max_failed_fraction=0.2)
+            await scored([sample(n) for n in range(6)], settings, [server.url])
 
     with pytest.raises(TeacherError, match=r"\(6 timeout; last: .*left alone.*did not answer.*teacher.concurrency"):
         run(work())
@@ -207,7 +216,7 @@ def test_a_fraction_at_the_limit_is_allowed() -> None:
 def test_too_long_for_the_context() -> None:
     async def work() -> Sample:
         async with fake() as server:
-            (result,), _ = await scored([sample(0, 5000)], config(timeout_s=10.0), [server.url])
+            (result,), _ = await scored([sample(0, 5000)], config(), [server.url])
             return result
 
     assert run(work()).teacher_status is ScoreStatus.too_long
@@ -216,7 +225,7 @@ def test_too_long_for_the_context() -> None:
 def test_a_dead_server_is_skipped_and_used_again_when_it_is_back() -> None:
     async def work() -> None:
         async with fake() as first, fake() as second:
-            teacher = SglangTeacher(config(attempts=4, timeout_s=5.0), Fleet([first.url, second.url]))
+            teacher = SglangTeacher(config(attempts=4), Fleet([first.url, second.url]))
             await teacher.start()
             await first.down()
             results = await asyncio.gather(*(teacher.score(sample(n)) for n in range(20)))
@@ -239,7 +248,7 @@ def test_load_is_balanced_and_bounded() -> None:
         async with fake() as first, fake() as second:
             for server in (first, second):
                 server.state.faults.every = (Fault.delay, 0.05)
-            teacher = SglangTeacher(config(concurrency=4, timeout_s=30.0), Fleet([first.url, second.url]))
+            teacher = SglangTeacher(config(concurrency=4), Fleet([first.url, second.url]))
             await teacher.start()
             scoring = asyncio.gather(*(teacher.score(sample(n)) for n in range(24)))
             busiest = 0
@@ -248,7 +257,9 @@ def test_load_is_balanced_and_bounded() -> None:
                 await asyncio.sleep(0.005)
             await scoring
             assert busiest == 4
-            assert len(first.state.calls) == len(second.state.calls) == 12
+            assert len(first.state.calls) + len(second.state.calls) == 24
+            # Twelve each, but for what one server may be ahead of the other at the end.
+            assert min(len(first.state.calls), len(second.state.calls)) >= 10
             await teacher.close()
 
     run(work())
