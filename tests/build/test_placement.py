@@ -62,6 +62,17 @@ def test_servers_keep_their_gpus_from_workers(compose: Composer) -> None:
         planned(config(compose, *asked, "cluster.num_workers=3"))
 
 
+def test_workers_reserve_what_is_asked_for(compose: Composer) -> None:
+    one_gpu = ("cluster=slurm", "cluster.gpus_per_node=1", "cluster.cpus_per_node=8", "cluster.cpus_per_worker=2")
+    built = config(compose, *one_gpu, "cluster.gpus_per_worker=0.5")
+    assert isinstance(built.cluster, RayCluster)
+    assert {(demand.cpus, demand.gpus) for demand in demands_of(built, built.cluster)} == {(2.0, 0.5)}
+    # Two training workers share the GPU's half that is not the rollout worker's.
+    placement = planned(built)
+    assert placement is not None
+    assert [seat.share for seat in placement.seats] == [0.25, 0.25, 0.25]
+
+
 def test_the_nodes_of_a_job(compose: Composer) -> None:
     built = config(compose, "cluster=slurm", "cluster.nodes=2", "cluster.gpus_per_node=8", "cluster.cpus_per_node=96")
     assert isinstance(built.cluster, RayCluster)
