@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,10 @@ ROOT = Path(__file__).parents[2]
 SHAPE = ArchitectureConfig(
     hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48, max_length=64
 )
+LIMIT_S = 900.0
+"""On a run in a process of its own; generous, since other work may keep the machine busy."""
+KILLS = 5
+"""How often a run may be done before it is killed."""
 
 
 def save_model(folder: Path, seed: int, family: Family = Family.qwen3) -> Path:
@@ -80,11 +86,36 @@ def start(world: Path, output: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
+def lines(output: Path) -> int:
+    """Steps that a run has written down."""
+    path = output / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def kill_after(world: Path, output: Path, after: int, *overrides: str) -> None:
+    """Runs `launch.py` and kills it once it has written `after` of its steps.
+
+    On a busy machine it may be done before we come to it; then all is begun anew.
+    """
+    (total,) = (int(override.removeprefix("steps=")) for override in overrides if override.startswith("steps="))
+    for _ in range(KILLS):
+        process, deadline = start(world, output, *overrides), time.monotonic() + LIMIT_S
+        while process.poll() is None and lines(output) < after and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        printed, _ = process.communicate()
+        assert lines(output) >= after, printed
+        if lines(output) < total:
+            return
+        shutil.rmtree(output)
+    raise AssertionError(f"{KILLS} runs of {total} steps were done before they could be killed after {after}")
+
+
 def steps(output: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without what depends on the clock."""
+    """The lines of metrics.jsonl, without what depends on the clock; one that is being written is none yet."""
     return [
         {key: value for key, value in json.loads(line).items() if not key.startswith("perf/")}
-        for line in (output / "metrics.jsonl").read_text().splitlines()
+        for line in (output / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
     ]
 
 

@@ -1,14 +1,13 @@
 """Runs with a critic, and runs with several optimizer steps on each rollout."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 from opd_trainer.megatron.config import OptimizerConfig, Schedule
 from opd_trainer.megatron.optimizer import learning_rate
-from tests.runs.runs import column, distil, launch, save_model, start, steps, world
+from tests.runs.runs import column, distil, kill_after, launch, save_model, steps, world
 
 REWARD = ("reward=length", "reward.max_tokens=12", "reward.free_tokens=1")
 PPO = ("estimator=ppo", "critic.optimizer.lr=1e-3", *REWARD)
@@ -46,14 +45,7 @@ def test_the_term_reaches_the_critic_only_when_asked(small: Path) -> None:
 def test_a_killed_run_resumes_with_its_critic(small: Path, tmp_path: Path) -> None:
     arguments = ("opd=off", *PPO, "steps=5", "checkpoint.every=2", "loss.updates_per_rollout=2")
     assert launch(small, tmp_path / "whole", *arguments) == 0
-    process = start(small, tmp_path / "killed", *arguments)
-    log, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 200
-    while (not log.exists() or log.read_text().count("\n") < 3) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert process.poll() is None, process.communicate()[0]
-    process.kill()
-    process.communicate()
+    kill_after(small, tmp_path / "killed", 3, *arguments)
     assert launch(small, tmp_path / "killed", *arguments, "resume=auto") == 0
     assert steps(tmp_path / "killed") == steps(tmp_path / "whole")
 

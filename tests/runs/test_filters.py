@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.runs import column, distil, launch, start, steps, world
+from tests.runs.runs import column, distil, kill_after, launch, steps, world
 
 REWARD = ("reward=length", "reward.max_tokens=12", "reward.free_tokens=6")
 """Varies between short responses; truncated ones all have the same."""
@@ -46,11 +46,6 @@ def test_a_killed_run_goes_on_with_the_prompts_that_it_would_have_asked(small: P
     options = (*distil(small), *REWARD, *REPLACE, "steps=4", "checkpoint.every=1")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert launch(small, whole, *options) == 0
-    process = start(small, killed, *options)
-    metrics = killed / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
-        pass
-    process.kill()
-    process.communicate()
+    kill_after(small, killed, 2, *options)
     assert launch(small, killed, *options, "resume=auto") == 0
     assert steps(killed) == steps(whole)

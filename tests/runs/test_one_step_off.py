@@ -2,12 +2,11 @@
 
 import json
 import math
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.runs.runs import column, distil, launch, start, steps, summary, world
+from tests.runs.runs import column, distil, kill_after, launch, start, steps, summary, world
 
 MODE = ("rollout.mode=one_step_off", "steps=6", "checkpoint.every=2", "eval.every=3")
 
@@ -61,16 +60,7 @@ def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(
     small: Path, uninterrupted: Path, tmp_path: Path, after: int
 ) -> None:
     output = tmp_path / "killed"
-    process = start(small, output, *distil(small), *MODE)
-    metrics, deadline = output / "metrics.jsonl", time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= after:
-            break
-        time.sleep(0.01)
-    assert process.poll() is None, process.communicate()[0]
-    process.kill()
-    process.communicate()
-    assert len(metrics.read_text().splitlines()) < 6
+    kill_after(small, output, after, *distil(small), *MODE)
     assert launch(small, output, *distil(small), *MODE, "resume=auto") == 0
     assert steps(output) == steps(uninterrupted)
     for key in ("evaluation", "reverse_kl", "steps"):

@@ -1,11 +1,10 @@
 """A run that is killed, at any point, goes on to the same numbers."""
 
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.runs.runs import distil, launch, start, steps, summary, world
+from tests.runs.runs import distil, kill_after, launch, start, steps, summary, world
 
 STEPS = ("steps=6", "checkpoint.every=2", "eval.every=3", "opd.schedule.kind=target_kl")
 
@@ -24,29 +23,12 @@ def uninterrupted(small: Path) -> Path:
     return output
 
 
-def lines(output: Path) -> int:
-    path = output / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def killed(small: Path, output: Path, after: int) -> None:
-    """A run that is killed once it has written `after` steps."""
-    process = start(small, output, *distil(small), *STEPS)
-    deadline = time.monotonic() + 200
-    while lines(output) < after and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.poll() is None, process.communicate()[0]
-    process.kill()
-    process.communicate()
-    assert lines(output) < 6
-
-
 @pytest.mark.parametrize("after", [1, 3, 4])
 def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(
     small: Path, uninterrupted: Path, tmp_path: Path, after: int
 ) -> None:
     output = tmp_path / "killed"
-    killed(small, output, after)
+    kill_after(small, output, after, *distil(small), *STEPS)
     assert launch(small, output, *distil(small), *STEPS, "resume=auto") == 0
     assert steps(output) == steps(uninterrupted)
     for key in ("evaluation", "reverse_kl", "steps"):
@@ -57,7 +39,7 @@ def test_a_run_of_one_process_goes_on_with_two_tensor_parallel_workers_and_anoth
     small: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "moved"
-    killed(small, output, 3)
+    kill_after(small, output, 3, *distil(small), *STEPS)
     elsewhere = ("cluster=ray", "cluster.num_workers=2", "megatron.tensor_parallel=2", "teacher=offload")
     process = start(small, output, *distil(small), *STEPS, *elsewhere, "resume=auto")
     printed, _ = process.communicate(timeout=900)

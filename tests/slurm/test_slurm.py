@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.runs import ROOT, arguments, column, distil, steps, summary, world
+from tests.runs.runs import ROOT, arguments, column, distil, lines, steps, summary, world
 from tests.slurm.cluster import SlurmTestCluster, processes
 
 pytestmark = pytest.mark.slurm
 
-LONG = ("steps=6", "checkpoint.every=0")
+NUM_STEPS = 12
+"""So many that a signal after the second of them reaches a job well before its end, also on a busy machine."""
+LONG = (f"steps={NUM_STEPS}", "checkpoint.every=0")
 """Nothing is saved before the last step unless somebody asks for it."""
 
 
@@ -97,13 +99,13 @@ def start_again(slurm: SlurmTestCluster, job_id: str) -> None:
     """Starts a requeued job at once, which SLURM would hold back for two minutes."""
     # Its credential must be a new one, and credentials count seconds.
     time.sleep(3)
-    slurm.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    slurm.start_now(job_id)
 
 
 def wait_for_steps(slurm: SlurmTestCluster, job_id: str, output: Path, number: int) -> None:
     """Returns after so many steps of a run."""
     deadline = time.monotonic() + 900
-    while not (output / "metrics.jsonl").exists() or len(steps(output)) < number:
+    while lines(output) < number:
         assert slurm.state(job_id) in ("PENDING", "RUNNING", "COMPLETING"), slurm.state(job_id)
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -138,7 +140,7 @@ def uninterrupted(slurm: SlurmTestCluster, small: Path, tmp_path_factory: pytest
 
 
 def test_a_single_job(slurm: SlurmTestCluster, uninterrupted: Path) -> None:
-    assert len(steps(uninterrupted)) == 6
+    assert len(steps(uninterrupted)) == NUM_STEPS
     assert summary(uninterrupted)["git"] is not None
     assert json.loads((uninterrupted / "run.json").read_text())["status"] == "finished"
     nothing_is_left_behind(uninterrupted)
@@ -151,7 +153,7 @@ def test_wait_false_returns_and_a_queued_job_runs_what_was_submitted(
     experiment.parent.mkdir(parents=True)
     experiment.write_text("# @package _global_\nsteps: 1\neval: {reverse_kl_prompts: 0}\n")
     output = tmp_path / "run"
-    later = "+hydra.launcher.additional_parameters.begin=now+8"
+    later = "+hydra.launcher.additional_parameters.begin=now+3600"
     began = [
         word for word in job(small, output, "cluster.wait=false", later) if not word.startswith(("steps=", "eval.rev"))
     ]
@@ -164,6 +166,7 @@ def test_wait_false_returns_and_a_queued_job_runs_what_was_submitted(
     assert found, done.stdout
     assert slurm.state(found[1]) == "PENDING"
     experiment.write_text("# @package _global_\nsteps: 5\n")
+    slurm.start_now(found[1])
     slurm.until(found[1], "COMPLETED", timeout_s=900)
     assert Path(found[2]) == output
     assert "completed successfully" in Path(found[3]).read_text()
@@ -223,7 +226,7 @@ def test_a_preempted_job_saves_returns_and_ends_with_the_same_numbers(
         slurm.until(job_id, "PENDING")
         assert json.loads((output / "run.json").read_text())["status"] == "interrupted"
         saved = int((output / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
-        assert 2 <= saved < 6
+        assert 2 <= saved < NUM_STEPS
         start_again(slurm, job_id)
         assert waiting.end() == 0, waiting.said
     assert slurm.show(job_id)["Restarts"] == "1"
@@ -262,7 +265,7 @@ def test_a_job_that_loses_a_node_continues_on_another(
 ) -> None:
     output = tmp_path / "run"
     two_nodes = ("cluster.nodes=2", "cluster.num_workers=2", "cluster.start_timeout_s=200")
-    wanted = ("steps=6", "checkpoint.every=1", *two_nodes)
+    wanted = (f"steps={NUM_STEPS}", "checkpoint.every=1", *two_nodes)
     with submitted(slurm, small, output, *wanted) as (job_id, waiting):
         wait_for_steps(slurm, job_id, output, 2)
         slurm.kill_node(2)

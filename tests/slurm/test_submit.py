@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from opd_trainer.cluster.config import SlurmCluster
+from opd_trainer.config import Config
 from opd_trainer.errors import JobFailed, PreflightError
+from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.slurm import queue as slurm_queue
 from opd_trainer.slurm import submit as slurm_submit
 from opd_trainer.slurm.code import code_lines, freeze_code
 from opd_trainer.slurm.config import SlurmQueue
 from opd_trainer.slurm.queue import GONE, UNREACHABLE, Outcome, State, Submitted, cpus_of_nodes, ended, states
-from opd_trainer.slurm.submit import failure, wait
+from opd_trainer.slurm.submit import ToRun, failure, wait
+from opd_trainer.teacher.config import ResidentTeacher
 
 
 @pytest.fixture
@@ -112,6 +115,45 @@ def test_more_than_a_partition_has_is_refused(programs: Path) -> None:
         slurm_submit._check_nodes(SlurmCluster(nodes=2, cpus_per_node=6), SlurmQueue())
 
 
+def test_what_the_site_and_the_cluster_ask_for_is_in_the_script(programs: Path, tmp_path: Path) -> None:
+    answers(programs, "sbatch", "Submitted batch job 7\n")
+    answers(programs, "srun", "")
+    answers(programs, "sinfo", "", error="not asked about here")
+    queue = SlurmQueue(
+        partition="gpu",
+        account="lab",
+        qos="high",
+        timeout_min=90,
+        mem_gb=1.5,
+        constraint="h100",
+        nodelist="n1,n2",
+        exclude="n3",
+        exclusive=True,
+        comment="mine",
+        setup=["module load cuda"],
+        srun_args=["--mpi=none"],
+        additional_parameters={"mail-type": "END"},
+        array_parallelism=1,
+        signal_delay_s=60,
+    )
+    cluster = SlurmCluster(nodes=2, gpus_per_node=8, cpus_per_node=96, max_restarts=3)
+    config = Config(name="run", megatron=MegatronConfig(), teacher=ResidentTeacher(), cluster=cluster)
+    jobs = slurm_submit.submit([ToRun(config, tmp_path / name) for name in ("a", "b")], queue, tmp_path / "slurm")
+    assert [(job.id, job.directory) for job in jobs] == [("7_0", tmp_path / "a"), ("7_1", tmp_path / "b")]
+    (script,) = (tmp_path / "slurm").rglob("*submission.sh")
+    lines = script.read_text().splitlines()
+    asked = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
+    assert {
+        *("job-name=run", "nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "cpus-per-task=96", "requeue"),
+        *("partition=gpu", "account=lab", "qos=high", "time=90", "mem=1536M", "constraint=h100", "nodelist=n1,n2"),
+        *("exclude=n3", "exclusive", "comment=mine", "mail-type=END", "array=0-1%1", "signal=USR2@60"),
+    } <= asked
+    assert lines.index("module load cuda") < lines.index("export SRUN_CPUS_PER_TASK=96")
+    (srun,) = (line for line in lines if line.startswith("srun "))
+    assert "--kill-on-bad-exit=1 --mpi=none" in srun
+    assert any('"${SLURM_RESTART_COUNT:-0}" -lt 3' in line for line in lines)
+
+
 def test_nothing_is_known_without_sinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert slurm_queue.cpus_of_nodes(None) == []
@@ -126,7 +168,7 @@ def test_frozen_code_is_what_python_imports(tmp_path: Path) -> None:
     look = f"{sys.executable} -c 'import opd_trainer.tracking.provenance as p; print(p.__file__); print(p.git_state())'"
     script = "\n".join([*code_lines(code), look])
     done = subprocess.run(
-        ["bash", "-c", script], cwd=elsewhere.parent, capture_output=True, text=True, check=False, timeout=60
+        ["bash", "-c", script], cwd=elsewhere.parent, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     file, git = done.stdout.splitlines()
