@@ -10,7 +10,7 @@ import pytest
 from opd_trainer.sglang.config import LaunchConfig
 from tests.runs.outages import lines_until, rollout_server_dies, teacher_is_away
 from tests.runs.runs import start, world
-from tests.sglang.test_real import launch
+from tests.sglang.real import launch
 
 pytestmark = pytest.mark.sglang
 
