@@ -20,7 +20,7 @@ from opd_trainer.rollout.config import EmbeddedRollout
 from opd_trainer.rollout.embedded.shape import DecoderShape
 from opd_trainer.rollout.embedded.slots import bytes_per_slot
 from opd_trainer.task.config import EvaluateTask, SftTask
-from opd_trainer.teacher.config import DedicatedTeacher
+from opd_trainer.teacher.config import DedicatedTeacher, key_of
 from opd_trainer.teacher.inline import placement_of, teacher_settings
 
 
@@ -180,13 +180,12 @@ def _frozen(config: Config, vocab_size: int) -> tuple[Frozen, ...]:
             if isinstance(teacher, DedicatedTeacher):
                 continue
             part = _part(teacher_settings(teacher, config.model), vocab_size)
-            default = name == DEFAULT_TEACHER
             found.append(
                 Frozen(
                     architecture=part.architecture,
                     dtype=part.dtype,
-                    name="teacher" if default else f"teacher {name}",
-                    key="teacher" if default else f"teachers.{name}",
+                    name="teacher" if name == DEFAULT_TEACHER else f"teacher {name}",
+                    key=key_of(name),
                     placement=placement_of(teacher),
                 )
             )

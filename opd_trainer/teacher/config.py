@@ -7,6 +7,11 @@ from opd_trainer.model.config import ModelConfig
 from opd_trainer.sglang.config import LaunchConfig
 
 
+def key_of(name: str) -> str:
+    """Where the settings of a teacher are, for messages; `name` is as samples call it (`Prompt.teacher`)."""
+    return "teacher" if name == "default" else f"teachers.{name}"
+
+
 class OnFailure(StrEnum):
     """What happens to a sample that the teacher could not score."""
 

@@ -14,6 +14,7 @@ from opd_trainer.collation import collate
 from opd_trainer.errors import TeacherError
 from opd_trainer.megatron.scorer import MegatronScorer
 from opd_trainer.metrics import Metrics
+from opd_trainer.teacher.config import key_of
 from opd_trainer.types import Finish, ModelIdentity, Sample, WeightStream
 
 
@@ -109,7 +110,7 @@ class DedicatedTeacher:
         if unknown:
             raise TeacherError(
                 f"the teacher {self._name} gave no finite log-prob for {unknown} of {len(scored)} tokens: its weights "
-                "or activations overflowed. Look at teacher.load, or load it in another dtype"
+                f"or activations overflowed. Look at {key_of(self._name)}.load, or load it in another dtype"
             )
         self._seconds.append(time.perf_counter() - start)
         self._num_scored += len(samples)

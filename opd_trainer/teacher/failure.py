@@ -12,8 +12,8 @@ from opd_trainer.teacher.config import OnFailure
 from opd_trainer.types import Sample, ScoreStatus
 
 
-def settle(sample: Sample, failure: RequestFailed, policy: OnFailure) -> Sample:
-    """The sample with its status, and with log-probs according to the policy.
+def settle(sample: Sample, failure: RequestFailed, policy: OnFailure, key: str) -> Sample:
+    """The sample with its status, and with log-probs according to the policy; `key` is that of the teacher's settings.
 
     mask: unknown. fallback_rollout: the engine's own log-probs and candidates, so that the reverse KL is about 0.
 
@@ -23,7 +23,7 @@ def settle(sample: Sample, failure: RequestFailed, policy: OnFailure) -> Sample:
     if policy is OnFailure.abort:
         raise TeacherError(
             f"the teacher did not score sample {sample.index} of prompt {sample.prompt.id} ({failure}), and "
-            "teacher.on_failure=abort. Set teacher.on_failure=mask to go on without its OPD term"
+            f"{key}.on_failure=abort. Set {key}.on_failure=mask to go on without its OPD term"
         )
     if policy is OnFailure.fallback_rollout:
         return sample.replace(
@@ -51,8 +51,12 @@ class Tally:
         if status is not ScoreStatus.ok:
             self.last = detail
 
-    def close(self, max_failed_fraction: float) -> Metrics:
+    def close(self, max_failed_fraction: float, key: str) -> Metrics:
         """teacher/failed_fraction and teacher/status/<status> (counts) of a step; counting starts anew.
+
+        Args:
+            max_failed_fraction: how many may fail.
+            key: of the teacher's settings, for the message.
 
         Raises:
             TeacherError: more failed than allowed.
@@ -72,12 +76,12 @@ class Tally:
         self.counts.clear()
         if failed > max_failed_fraction * total:
             repair = (
-                "Give it more time (teacher.timeout_s), fewer requests at once (teacher.concurrency), or more servers"
+                f"Give it more time ({key}.timeout_s), fewer requests at once ({key}.concurrency), or more servers"
                 if slow
                 else "Look after the server, or raise the limit"
             )
             raise TeacherError(
                 f"the teacher failed on {failed} of {total} samples ({by_status}; last: {last}): more than "
-                f"teacher.max_failed_fraction={max_failed_fraction:g} allows. {repair}"
+                f"{key}.max_failed_fraction={max_failed_fraction:g} allows. {repair}"
             )
         return metrics

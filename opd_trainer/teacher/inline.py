@@ -18,7 +18,7 @@ from opd_trainer.model.config import ModelConfig
 from opd_trainer.model.folder import inspect
 from opd_trainer.model.identity import ModelProfile, profile
 from opd_trainer.protocols import TeacherScores
-from opd_trainer.teacher.config import OffloadTeacher, SwapTeacher, TeacherConfig
+from opd_trainer.teacher.config import OffloadTeacher, SwapTeacher, TeacherConfig, key_of
 from opd_trainer.teacher.shapes import check_columns, check_interchangeable, check_same_shape, check_vocabulary
 from opd_trainer.types import ModelIdentity, Signal, TokenBatch
 from opd_trainer.updates import Wants
@@ -145,7 +145,7 @@ def checked_teacher(name: str, teacher: TeacherConfig, student: ModelConfig) -> 
             it must compute what the student computes, and does not.
         ConfigError: the vocabularies differ.
     """
-    key = "teacher" if name == "default" else f"teachers.{name}"
+    key = key_of(name)
     settings = teacher_settings(teacher, student)
     theirs = _profile(settings)
     architecture = architecture_of(settings, None)
@@ -184,7 +184,7 @@ def inline_teacher(
     if compares_distributions:
         size = checked.identity.vocab_size
         ours, theirs = (architecture_of(settings, size).vocab_size for settings in (student, checked.settings))
-        check_columns("teacher" if name == "default" else f"teachers.{name}", ours, theirs, megatron.tensor_parallel)
+        check_columns(key_of(name), ours, theirs, megatron.tensor_parallel)
     return MegatronTeacherBuilder(
         name=name,
         placement=placement_of(teacher),

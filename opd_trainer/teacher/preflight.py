@@ -19,7 +19,6 @@ from opd_trainer.sglang.failure import RequestFailed
 from opd_trainer.sglang.wire import read_scored, score_body
 from opd_trainer.teacher.config import ServerTeacher
 
-KEY = "teacher"
 SAME = 0.2
 """Log-probs that differ from each other by less than this share of their mean, on average, are all about the same."""
 CONTEXT_RESERVE = 6
@@ -62,8 +61,14 @@ class ServerFacts:
     remarks: tuple[str, ...] = ()
 
 
-async def examine(client: SglangClient, config: ServerTeacher, student: Student | None) -> ServerFacts:
+async def examine(client: SglangClient, config: ServerTeacher, student: Student | None, key: str) -> ServerFacts:
     """Asks every server.
+
+    Args:
+        client: reaches them.
+        config: the teacher's settings.
+        student: what the teacher must fit; None compares nothing.
+        key: of the settings, for messages.
 
     Raises:
         PreflightError: all that is wrong, together.
@@ -72,10 +77,10 @@ async def examine(client: SglangClient, config: ServerTeacher, student: Student 
     answers = await asyncio.gather(*(_info(client, e) for e in endpoints), return_exceptions=True)
     problems = [
         Problem(
-            f"{KEY}.url",
+            f"{key}.url",
             f"{endpoint.url} does not answer ({answer})",
             "its log-probs are the distillation signal",
-            f"Start the server, or set {KEY}.url to one that runs",
+            f"Start the server, or set {key}.url to one that runs",
         )
         for endpoint, answer in zip(endpoints, answers, strict=True)
         if isinstance(answer, BaseException)
@@ -85,7 +90,7 @@ async def examine(client: SglangClient, config: ServerTeacher, student: Student 
     paths = sorted({str(model["model_path"]) for model, _ in infos})
     if len(paths) > 1:
         what, why = f"the servers serve different models: {', '.join(paths)}", "one teacher has one opinion"
-        problems.append(Problem(f"{KEY}.url", what, why, "Name servers of one model"))
+        problems.append(Problem(f"{key}.url", what, why, "Name servers of one model"))
     limits = [limit for _, server in infos if (limit := _context(server)) is not None]
     max_length = min(limits, default=None)
     if student is None:
@@ -95,9 +100,9 @@ async def examine(client: SglangClient, config: ServerTeacher, student: Student 
         what = f"a context of {max_length} tokens"
         why = f"prompt, response and one more need {student.max_tokens + 1}"
         fix = "Lower rollout.max_response_tokens or rollout.max_prompt_tokens, or serve with a longer --context-length"
-        problems.append(Problem(KEY, what, why, fix))
-    notes = _compare(student.profile, paths[0], problems)
-    mean, ignores = await _probe(client, config, student, problems)
+        problems.append(Problem(key, what, why, fix))
+    notes = _compare(student.profile, paths[0], problems, key)
+    mean, ignores = await _probe(client, config, student, problems, key)
     _refuse(problems)
     uniform = -math.log(student.profile.identity.vocab_size)
     if mean < uniform:
@@ -129,7 +134,7 @@ def _context(server: dict[str, Any]) -> int | None:
     return None if longest is None else int(longest) + CONTEXT_RESERVE
 
 
-def _compare(student: ModelProfile, path: str, problems: list[Problem]) -> tuple[str, ...]:
+def _compare(student: ModelProfile, path: str, problems: list[Problem], key: str) -> tuple[str, ...]:
     """Tokenizer, special ids and template, where the served folder can be read from here."""
     folder = Path(path)
     if not folder.is_dir():
@@ -146,13 +151,13 @@ def _compare(student: ModelProfile, path: str, problems: list[Problem]) -> tuple
             f"a vocabulary of {rows}, the student's has {needed}",
             "its server would die of the student's tokens",
         )
-        problems.append(Problem(KEY, what, why, "Use a teacher of the student's family"))
-    problems += check_compatible(KEY, student, teacher)
+        problems.append(Problem(key, what, why, "Use a teacher of the student's family"))
+    problems += check_compatible(key, student, teacher)
     return tuple(remarks(student.identity, teacher.identity))
 
 
 async def _probe(
-    client: SglangClient, config: ServerTeacher, student: Student, problems: list[Problem]
+    client: SglangClient, config: ServerTeacher, student: Student, problems: list[Problem], key: str
 ) -> tuple[float, bool]:
     """Scores the probes: mean log-prob, and whether temperature is ignored."""
     vocab_size = student.profile.identity.vocab_size
@@ -165,7 +170,7 @@ async def _probe(
             same = same and all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(plain, cool, strict=True))
     except RequestFailed as error:
         what, why = f"a prompt of the training data could not be scored ({error})", "no sample could be either"
-        problems.append(Problem(KEY, what, why, "Look at the server's log"))
+        problems.append(Problem(key, what, why, "Look at the server's log"))
         return math.nan, True
     mean = sum(values) / len(values) if values else math.nan
     if same and student.temperature != 1.0:
@@ -181,11 +186,11 @@ async def _probe(
     if config.check_trained and values and _same(values, mean) and 2 * uniform < mean < (1 - SAME) * uniform:
         problems.append(
             Problem(
-                KEY,
+                key,
                 f"log-probs of {mean:.3f} for about every token of prompts of the training data, "
                 f"a uniform guess has {uniform:.3f}",
                 "its weights are random or were lost",
-                f"Serve a trained model; if it is meant to be so, set {KEY}.check_trained=false",
+                f"Serve a trained model; if it is meant to be so, set {key}.check_trained=false",
             )
         )
     return mean, same

@@ -14,7 +14,7 @@ from opd_trainer.sglang.endpoints import Endpoint
 from opd_trainer.sglang.failure import RequestFailed
 from opd_trainer.sglang.fleet import Fleet
 from opd_trainer.sglang.wire import read_scored, score_body
-from opd_trainer.teacher.config import ServerTeacher
+from opd_trainer.teacher.config import ServerTeacher, key_of
 from opd_trainer.teacher.failure import Tally, settle
 from opd_trainer.teacher.preflight import ServerFacts, Student, examine, told
 from opd_trainer.types import Sample, ScoreStatus, TopK
@@ -44,6 +44,7 @@ class SglangTeacher:
         self._config, self._fleet, self._student, self._name, self._top_k = config, fleet, student, name, top_k
         limits = ClientConfig(timeout_s=config.timeout_s, concurrency=config.concurrency, attempts=config.attempts)
         self.client = SglangClient(fleet.urls, limits, self._repair)
+        self._key = key_of(name)
         self._tally = Tally()
         self._overlap = Metrics()
         self._seconds = 0.0
@@ -70,7 +71,7 @@ class SglangTeacher:
         Raises:
             PreflightError: all that is wrong with it, together.
         """
-        self.facts = await examine(self.client, self._config, self._student)
+        self.facts = await examine(self.client, self._config, self._student, self._key)
         print(told(self._name, self.facts), flush=True)
         return self.facts
 
@@ -98,7 +99,7 @@ class SglangTeacher:
             scored = await self.client.generate(body, lambda answer: read_scored(answer, response, self._top_k))
         except RequestFailed as failure:
             self._tally.add(failure.status, str(failure))
-            return settle(sample.replace(teacher_temperature=temperature), failure, self._config.on_failure)
+            return settle(sample.replace(teacher_temperature=temperature), failure, self._config.on_failure, self._key)
         self._seconds += time.monotonic() - start
         self._tally.add(ScoreStatus.ok)
         self._cached_tokens += scored.cached_tokens
@@ -120,7 +121,7 @@ class SglangTeacher:
             TeacherError: more samples failed than `max_failed_fraction` allows.
         """
         scored = self._tally.counts[ScoreStatus.ok]
-        metrics = self._tally.close(self._config.max_failed_fraction)
+        metrics = self._tally.close(self._config.max_failed_fraction, self._key)
         if scored:
             metrics.put("teacher/latency_s", self._seconds / scored, scored)
             metrics.put("teacher/cached_token_fraction", self._cached_tokens / self._prompt_tokens)

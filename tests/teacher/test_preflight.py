@@ -41,10 +41,12 @@ def student(folder: Path, **changes: Any) -> Student:
     return Student(**{**settings, **changes})
 
 
-async def examined(who: Student, urls: list[str] | None = None, **state: Any) -> tuple[ServerFacts, float]:
+async def examined(
+    who: Student, urls: list[str] | None = None, *, name: str = "default", **state: Any
+) -> tuple[ServerFacts, float]:
     async with fake(**{"make_model": Knowing, **state}) as server:
         config = SglangExternalTeacher(timeout_s=100.0, attempts=1)
-        teacher = SglangTeacher(config, Fleet(urls or [server.url]), who)
+        teacher = SglangTeacher(config, Fleet(urls or [server.url]), who, name=name)
         await teacher.start()
         try:
             return await teacher.preflight(), teacher.temperature
@@ -126,6 +128,13 @@ def test_random_weights_are_refused(folder: Path) -> None:
 def test_an_unreachable_server(folder: Path) -> None:
     with pytest.raises(PreflightError, match=r"teacher.url: http://127.0.0.1:9 does not answer"):
         run(examined(student(folder), ["http://127.0.0.1:9"]))
+
+
+def test_another_teacher_is_named_by_its_own_keys(folder: Path) -> None:
+    with pytest.raises(PreflightError, match=r"1\. teachers\.maths\.url: .* set teachers\.maths\.url to one that runs"):
+        run(examined(student(folder), ["http://127.0.0.1:9"], name="maths"))
+    with pytest.raises(PreflightError, match=r"1\. teachers\.maths: .*set teachers\.maths\.check_trained=false"):
+        run(examined(student(folder, probes=[list(range(2, 40))]), make_model=Untrained, name="maths"))
 
 
 def test_an_older_server_with_older_names_is_understood(folder: Path) -> None:

@@ -11,7 +11,7 @@ from opd_trainer.sglang.fleet import Fleet
 from opd_trainer.teacher.config import OnFailure, SglangExternalTeacher
 from opd_trainer.teacher.sglang import SglangTeacher
 from opd_trainer.types import Sample, ScoreStatus
-from tests.sglang.serving import VOCAB, expected, fake, sample, table_model
+from tests.sglang.serving import VOCAB, expected, fake, prompt, sample, table_model
 
 Result = TypeVar("Result")
 
@@ -188,6 +188,21 @@ def test_too_many_failures_stop_the_run() -> None:
 
     with pytest.raises(TeacherError, match=r"2 of 4 samples.*2 nonfinite.*max_failed_fraction=0.4"):
         run(work())
+
+
+@pytest.mark.parametrize("policy", [OnFailure.mask, OnFailure.abort])
+def test_failures_of_another_teacher_are_told_with_its_own_keys(policy: OnFailure) -> None:
+    async def work() -> None:
+        async with fake() as server:
+            server.state.faults.add(Fault.null)
+            settings = config(on_failure=policy, max_failed_fraction=0.4)
+            await scored([sample(prompt=prompt(teacher="maths"))], settings, [server.url], name="maths")
+
+    with pytest.raises(TeacherError) as caught:
+        run(work())
+    key = "max_failed_fraction=0.4 allows" if policy is OnFailure.mask else "on_failure=abort"
+    assert f"teachers.maths.{key}" in str(caught.value)
+    assert " teacher." not in str(caught.value)
 
 
 def test_an_overloaded_server_is_told_from_a_broken_one() -> None:
