@@ -12,6 +12,8 @@ from opd_trainer.task.config import TrainTask
 from opd_trainer.task.preflight import check_inputs, tell_placement
 
 SEEN_BY_PREFLIGHT = (
+    "cluster",
+    "demo",
     "model",
     "teacher",
     "teachers",

@@ -80,6 +80,12 @@ def test_the_nodes_must_hold_the_workers(launch: Any) -> None:
     assert "there are 2 on the 2 nodes together" in launch.err
 
 
+def test_the_nodes_must_hold_the_workers_of_every_trial(launch: Any) -> None:
+    assert launch("-m", "cluster=slurm", "cluster.gpus_per_node=1", "cluster.num_workers=1,4") == 2
+    assert "4 training workers of 1 GPU" in launch.err
+    assert "there are 1 on the node" in launch.err
+
+
 def test_time_to_go_back_into_the_queue(launch: Any) -> None:
     assert launch("cluster=slurm", "cluster.grace_s=300") == 2
     assert "hydra.launcher.signal_delay_s higher" in launch.err
