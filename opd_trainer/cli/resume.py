@@ -5,10 +5,10 @@ from pathlib import Path
 from opd_trainer.errors import Problem
 from opd_trainer.model.folder import CHECKPOINTS
 from opd_trainer.run_record import RUN_FILE, RunStatus, read_record
-from opd_trainer.tracking.files import METRICS
+from opd_trainer.tracking.files import METRICS, SUMMARY
 
-RESULTS = (METRICS, "eval_*", f"{CHECKPOINTS}/*")
-"""What a run has to show for its time before it is finished: steps, evaluations, checkpoints."""
+RESULTS = (METRICS, SUMMARY, "eval_*", f"{CHECKPOINTS}/*")
+"""What a run has to show for its time: steps, evaluations, checkpoints."""
 
 
 def unfinished(parent: Path, wanted: str) -> Path | None:
@@ -26,8 +26,8 @@ def has_results(directory: Path) -> bool:
 def named_directory_problem(directory: Path, wanted: str, continues: bool) -> Problem | None:
     """Why a run of resume hash `wanted` cannot use `directory`: another one is there already."""
     run = read_record(directory)
-    # A run that is at work elsewhere may have nothing to show yet; one that failed like that has nothing to lose.
-    if run is None or (run.status == RunStatus.failed and not has_results(directory)):
+    # A run that is at work elsewhere may have nothing to show yet; one that ended like that has nothing to lose.
+    if run is None or (run.status != RunStatus.running and not has_results(directory)):
         return None
     there = f"{directory} holds a {'finished' if run.status == RunStatus.finished else 'started'} run"
     if not continues:

@@ -88,10 +88,11 @@ def test_output_dir_that_is_taken(check: Any) -> None:
     assert "resume=auto" in check.message
 
 
-def test_output_dir_of_a_run_that_failed_before_it_had_results(check: Any) -> None:
+@pytest.mark.parametrize("status", ["failed", "finished"])
+def test_output_dir_of_a_run_that_ended_without_results(check: Any, status: str) -> None:
     assert check("output_dir=here"), check.message
     here = Path("here")
-    leave(here, check.config, "failed")
+    leave(here, check.config, status)
     (here / "checkpoints").mkdir()
     # Cut when the run began.
     (here / "metrics.jsonl").write_text("")
@@ -102,7 +103,9 @@ def test_output_dir_of_a_run_that_failed_before_it_had_results(check: Any) -> No
     assert not check("output_dir=here"), "it may be at work on another machine"
 
 
-@pytest.mark.parametrize("result", ["metrics.jsonl", "eval_0000000.json", "checkpoints/iter_0000001/controller.json"])
+@pytest.mark.parametrize(
+    "result", ["metrics.jsonl", "summary.json", "eval_0000000.json", "checkpoints/iter_0000001/controller.json"]
+)
 def test_output_dir_with_results_is_taken(check: Any, result: str) -> None:
     assert check("output_dir=here"), check.message
     leave(Path("here"), check.config, "failed")
