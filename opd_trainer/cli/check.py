@@ -170,6 +170,10 @@ def value_problem(config: DictConfig, override: Override, step: Step) -> Problem
         return Problem(key, "a key cannot be removed", "every key has a value", f"Set {key}=null where null is allowed")
     try:
         OmegaConf.update(config, key, value, merge=True, force_add=True)
+    except AttributeError:
+        # OmegaConf puts no dictionary where there is nothing yet.
+        why = f"{key} is empty, and is filled key by key"
+        return Problem(key, f"{override.get_value_element_as_str()} does not fit", why, f"Set {key}.KEY=VALUE")
     except (OmegaConfBaseException, TypeError) as error:
         allowed = describe(step.hint)
         reason = f"it takes {allowed}"

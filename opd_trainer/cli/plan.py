@@ -12,7 +12,7 @@ from opd_trainer.cli.aliases import Expanded
 from opd_trainer.cli.check import Checked, check, is_hydras, parse_all, several_values, without_nulls
 from opd_trainer.cli.composition import Composer, Source
 from opd_trainer.cli.named import named_by
-from opd_trainer.cli.resume import named_directory_problem, unfinished
+from opd_trainer.cli.resume import named_directory_problem, unfinished, unmakable
 from opd_trainer.cli.sweeps import jobs_of, sweep_of, sweep_problems, swept_keys
 from opd_trainer.cli.validate import validate
 from opd_trainer.cluster.config import SlurmCluster
@@ -168,5 +168,6 @@ def _run_place(job: Checked, multirun: bool) -> tuple[list[str], list[Problem]]:
         problem = named_directory_problem(directory, wanted, continues)
         return [_override(key, directory), *level], [problem] if problem else []
     # The new run's directory is named after the present moment; its siblings are the earlier runs.
-    earlier = unfinished(Path(job.run_dir).parent, wanted) if continues else None
-    return [*([_override(key, earlier)] if earlier else []), *level], []
+    parent = Path(job.run_dir).parent
+    earlier, refused = unfinished(parent, wanted) if continues else None, unmakable(parent)
+    return [*([_override(key, earlier)] if earlier else []), *level], [refused] if refused else []

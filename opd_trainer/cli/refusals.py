@@ -146,6 +146,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "demo=null data.path=x.jsonl model.load=MODEL opd=off",
         "teacher.load=EMPTY",
         "model.load=no/such/folder",
+        "model.load=demo:techer",
         "reward=custom",
         "reward=custom reward.path=math:no_such_function",
         "reward=remote",
@@ -206,7 +207,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "opd.kl_coef=strong",
         "opd.kl_coef=0.5,1.0",
         "use_opd=false opd_type=megatron",
+        "teacher.model={dtype:bfloat16}",
         "output_dir=RUN",
+        "output_dir=x.jsonl",
     ),
 }
 """Command lines by topic. A new rule gets an example here; `tests/cli/test_refusals.py` says which rule has none."""

@@ -1,5 +1,6 @@
 """Which run directory a command means: a new one, the one that the user names, or an unfinished one to continue."""
 
+import os
 from pathlib import Path
 
 from opd_trainer.errors import Problem
@@ -23,8 +24,20 @@ def has_results(directory: Path) -> bool:
     return any(path.stat().st_size for pattern in RESULTS for path in directory.glob(pattern))
 
 
+def unmakable(directory: Path) -> Problem | None:
+    """Why nothing can be written into `directory`, which need not exist."""
+    there = next(path for path in (directory, *directory.parents) if os.path.exists(path))
+    if there.is_dir() and os.access(there, os.W_OK):
+        return None
+    why = f"nothing can be written into {there.absolute()}" if there.is_dir() else f"{there} is a file"
+    return Problem("output_dir", str(directory), why, "Set output_dir to a folder, or to one that can be made")
+
+
 def named_directory_problem(directory: Path, wanted: str, continues: bool) -> Problem | None:
-    """Why a run of resume hash `wanted` cannot use `directory`: another one is there already."""
+    """Why a run of resume hash `wanted` cannot use `directory`: it cannot be made, or another one is there already."""
+    refused = unmakable(directory)
+    if refused is not None:
+        return refused
     run = read_record(directory)
     # A run that is at work elsewhere may have nothing to show yet; one that ended like that has nothing to lose.
     if run is None or (run.status != RunStatus.running and not has_results(directory)):

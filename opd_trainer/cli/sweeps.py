@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override
 
 from opd_trainer.cli.check import Checked, is_hydras, without_nulls
 from opd_trainer.cli.composition import Composer
+from opd_trainer.cli.resume import unmakable
 from opd_trainer.config import Config
 from opd_trainer.errors import Problem
 from opd_trainer.run_record import config_hash
@@ -63,7 +64,8 @@ def sweep_of(compose: Composer, jobs: Sequence[Checked], keys: Sequence[str]) ->
     grouped = first.tracking.wandb_group is not None
     group = [] if grouped else [f"tracking.wandb_group={plain_name(directory.absolute().name)}"]
     trials = [_trial(compose, job, keys, group, config_hash) for job, config_hash in zip(jobs, hashes, strict=True)]
-    problems = [*_repeated(trials), *_never(jobs[0], first)]
+    refused = unmakable(directory)
+    problems = [*_repeated(trials), *_never(jobs[0], first), *([refused] if refused else [])]
     return (None, problems) if problems else (joined(directory, trials), [])
 
 

@@ -15,7 +15,7 @@ from opd_trainer.config import CheckpointConfig, Config
 from opd_trainer.data.config import DataConfig
 from opd_trainer.demo import arithmetic
 from opd_trainer.demo.config import DemoConfig
-from opd_trainer.errors import OpdError
+from opd_trainer.errors import UserError
 from opd_trainer.estimator.none import NoEstimator
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.model.config import ModelConfig
@@ -29,12 +29,9 @@ SCHEME = "demo:"
 RECIPE_VERSION = 1
 """Raised when the code behind a recipe changes what it builds."""
 
-FILES = {
-    "teacher": "teacher",
-    "student": "student",
-    "train": "data/train.jsonl",
-    "heldout": "data/heldout.jsonl",
-}
+MODELS = {"teacher": "teacher", "student": "student"}
+DATASETS = {"train": "data/train.jsonl", "heldout": "data/heldout.jsonl"}
+FILES = MODELS | DATASETS
 """What a `demo:` path may name, and where it lies below the recipe's folder."""
 
 ROLLOUT = EmbeddedRollout(max_prompt_tokens=16, max_response_tokens=48)
@@ -101,7 +98,7 @@ def build(config: Config, folder: Path, train: Callable[[Config, Path], float | 
     arithmetic.save_tokenizer(partial / "tokenizer")
     accuracy = train(supervised(config, config.demo, partial), partial / "run")
     if accuracy is None or accuracy < config.demo.teacher_accuracy:
-        raise OpdError(
+        raise UserError(
             f"the demo's teacher reached {accuracy} instead of {config.demo.teacher_accuracy} on held-out problems "
             f"within {config.demo.max_steps} steps (see {partial / 'run' / 'curves.png'}): raise demo.max_steps"
         )
@@ -144,7 +141,7 @@ def supervised(config: Config, demo: DemoConfig, folder: Path) -> Config:
 
 def with_real_paths(node: Node, folder: Path) -> Node:
     """A copy of a configuration, with `demo:` paths replaced at every depth."""
-    if isinstance(node, str) and node.startswith(SCHEME):
+    if isinstance(node, str) and node.startswith(SCHEME) and node.removeprefix(SCHEME) in FILES:
         return str(folder / FILES[node.removeprefix(SCHEME)])  # type: ignore[return-value]
     if isinstance(node, dict):
         return {key: with_real_paths(value, folder) for key, value in node.items()}  # type: ignore[return-value]

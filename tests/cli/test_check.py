@@ -38,6 +38,9 @@ from opd_trainer.teacher.config import ResidentTeacher
         ("name=???", "name", "it has no value"),
         ("hydra.jib.name=x", "hydra.jib", "Hydra cannot compose it"),
         ("seed=1,2", "seed", "Add -m"),
+        ("teacher.model={huggingface: x}", "teacher.model", "Set teacher.model.KEY=VALUE"),
+        ("teacher.load=demo:techer", "teacher.load", "Set teacher.load=demo:teacher or demo:student"),
+        ("data.path=demo:teacher", "data.path", "Set data.path=demo:train or demo:heldout"),
     ],
 )
 def test_one_mistake(check: Any, argument: str, key: str, hint: str) -> None:

@@ -88,6 +88,28 @@ def test_output_dir_that_is_taken(check: Any) -> None:
     assert "resume=auto" in check.message
 
 
+@pytest.mark.parametrize(
+    "argv", [("output_dir=file",), ("output_dir=file/run",), ("-m", "seed=1,2", "output_dir=file")]
+)
+def test_output_dir_that_cannot_be_made(check: Any, argv: tuple[str, ...]) -> None:
+    Path("file").touch()
+    assert not check(*argv)
+    assert check.keys == ["output_dir"]
+    assert "file is a file" in check.message
+    assert check("output_dir=folder/not/there/yet"), check.message
+
+
+@pytest.mark.parametrize("argv", [(), ("output_dir=run",), ("-m", "seed=1,2")])
+def test_a_folder_where_nothing_can_be_written(
+    check: Any, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
+) -> None:
+    # Root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert not check(*argv)
+    assert check.keys == ["output_dir"]
+    assert f"nothing can be written into {Path.cwd()}" in check.message
+
+
 @pytest.mark.parametrize("status", ["failed", "finished"])
 def test_output_dir_of_a_run_that_ended_without_results(check: Any, status: str) -> None:
     assert check("output_dir=here"), check.message

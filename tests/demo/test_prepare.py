@@ -10,7 +10,8 @@ from opd_trainer.cluster.config import InProcessCluster
 from opd_trainer.config import Config
 from opd_trainer.data.config import DataConfig
 from opd_trainer.demo.config import DemoConfig
-from opd_trainer.demo.prepare import prepared, supervised
+from opd_trainer.demo.prepare import prepared, supervised, with_real_paths
+from opd_trainer.errors import UserError
 from opd_trainer.estimator.grpo import Grpo
 from opd_trainer.eval.config import EvalConfig
 from opd_trainer.loss.config import ReferenceConfig
@@ -66,6 +67,18 @@ def test_serving_another_model_does_not_build_the_demo(tmp_path: Path, task: Tas
     assert prepared(asked, train) is asked
     with pytest.raises(AssertionError, match="built"):
         prepared(config(task, tmp_path), train)
+
+
+def test_a_teacher_that_does_not_get_there_is_for_the_user_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"reached 0\.5 instead of 0\.99 .*: raise demo\.max_steps"):
+        prepared(config(TrainTask(), tmp_path), lambda config, folder: 0.5)
+
+
+def test_only_paths_of_the_demo_are_replaced(tmp_path: Path) -> None:
+    named = dataclasses.replace(config(TrainTask(), tmp_path), name="demo:mine")
+    replaced = with_real_paths(named, tmp_path)
+    assert (replaced.name, replaced.model.load) == ("demo:mine", str(tmp_path / "teacher"))
+    assert replaced.data.path == str(tmp_path / "data" / "train.jsonl")
 
 
 def test_it_says_whose_training_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

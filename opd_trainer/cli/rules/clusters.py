@@ -1,5 +1,6 @@
 """What runs the workers, and how many."""
 
+import math
 from collections.abc import Iterator
 
 from opd_trainer.cli.named import Named
@@ -40,9 +41,10 @@ def cluster_ranges(config: Config, named: Named) -> Iterator[Problem]:
 def gpus_are_parts_or_whole(config: Config, named: Named) -> Iterator[Problem]:
     """Ray gives a worker a part of one GPU, or whole ones."""
     asked = config.cluster.gpus_per_worker if isinstance(config.cluster, RayCluster) else None
-    if asked is not None and asked > 1 and asked != int(asked):
+    if asked is not None and asked > 1 and not asked.is_integer():
         why = "a worker gets a part of one GPU, or whole ones"
-        yield Problem("cluster.gpus_per_worker", str(asked), why, f"Set cluster.gpus_per_worker={int(asked)}")
+        whole = int(asked) if math.isfinite(asked) else 1
+        yield Problem("cluster.gpus_per_worker", str(asked), why, f"Set cluster.gpus_per_worker={whole}")
 
 
 def a_slurm_job_forms_its_own_ray(config: Config, named: Named) -> Iterator[Problem]:

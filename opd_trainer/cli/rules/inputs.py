@@ -8,6 +8,7 @@ from opd_trainer.cli.rules.common import DEMO_PREFIX, Rule, files, teachers
 from opd_trainer.config import Config
 from opd_trainer.data.config import DataConfig, MixtureData
 from opd_trainer.data.problems import data_problems
+from opd_trainer.demo.prepare import DATASETS, MODELS
 from opd_trainer.errors import CheckpointError, Problem
 from opd_trainer.model.folder import inspect
 from opd_trainer.opd.config import OpdType
@@ -60,9 +61,7 @@ def reward_can_work(config: Config, named: Named) -> Iterator[Problem]:
 
 
 def demo_paths(config: Config, named: Named) -> Iterator[Problem]:
-    """`demo:` paths exist only where the demo's recipe is."""
-    if config.demo is not None:
-        return
+    """`demo:` paths exist only where the demo's recipe is, and name what it builds."""
     paths = {f"{key}.load": getattr(config, key).load for key in ("model", "reference", "critic")}
     paths |= {f"{key}.load": teacher.load for key, teacher in teachers(config)}
     if isinstance(config.task, ConvertTask):
@@ -73,10 +72,16 @@ def demo_paths(config: Config, named: Named) -> Iterator[Problem]:
     ]
     paths |= {f"{key}.path": data.path for whole, dataset in datasets for key, data in files(whole, dataset)}
     for key, path in paths.items():
-        if path is not None and path.startswith(DEMO_PREFIX):
+        if path is None or not path.startswith(DEMO_PREFIX):
+            continue
+        if config.demo is None:
             yield Problem(
                 key, repr(path), "only the demo's experiment builds it", "Set experiment=arithmetic, or a path"
             )
+            continue
+        built = [DEMO_PREFIX + name for name in (DATASETS if key.endswith(".path") else MODELS)]
+        if path not in built:
+            yield Problem(key, repr(path), "the demo builds no such thing", f"Set {key}={' or '.join(built)}")
 
 
 def conversion(config: Config, named: Named) -> Iterator[Problem]:
