@@ -1,6 +1,6 @@
 """A Megatron worker that only scores: one shard of a dedicated teacher.
 
-A plain class, like the training worker: every method but `health` is collective.
+A plain class, like the training worker: every method is collective.
 """
 
 from collections.abc import Sequence
@@ -69,10 +69,6 @@ class ScoringWorker:
         """Frees the model and tears down the process groups and patches. Safe to call twice, or before `start`."""
         self._model, self._outbox = None, Outbox()
         self._runtime.close()
-
-    def health(self) -> bool:
-        """Whether the worker is started."""
-        return self._model is not None
 
     def place(self) -> Place:
         """Where this worker is."""

@@ -1,7 +1,6 @@
 """One training worker: the student with its optimizer, and the reference, critic and inline teachers beside it.
 
-A plain class: nothing in here knows what runs it. Every method but `health` and `save_done` is collective: call it on
-all ranks.
+A plain class: nothing in here knows what runs it. Every method but `save_done` is collective: call it on all ranks.
 """
 
 from collections.abc import Sequence
@@ -87,10 +86,6 @@ class MegatronWorker:
         self._outbox = Outbox()
         self._teachers = {}
         self._runtime.close()
-
-    def health(self) -> bool:
-        """Whether the worker is started."""
-        return self._student is not None
 
     def place(self) -> Place:
         """Where this worker is."""
