@@ -126,7 +126,8 @@ class Learner(Protocol):
         ...
 
     async def score(self, batch: TokenBatch, model: str) -> Tensor:
-        """Forward-only log-probs f32[T] of `batch` under "student", "reference" or "teacher:<name>".
+        """Forward-only log-probs f32[T] of `batch` under "student", "reference", "teacher:<name>" or "teacher": each
+        sequence's own.
 
         Fields of a batch name their model too: "old" is the student, "values" the critic (values f32[T]).
         """

@@ -31,6 +31,7 @@ from opd_trainer.updates import CriticResult, Live, UpdateResult
 from tests.laws.options import NAN, batch_of, live_log_probs, objective, scores
 
 OFF = OpdConfig(type=OpdType.off)
+DENSE = DivergenceConfig(kind=DivergenceKind.forward_kl)
 RAGGED = [[1, 1, 1], [1, 0, 1, 1, 1], [1], [1, 1, 0, 1], [1, 1], [1, 1, 1, 1, 1, 1]]
 
 
@@ -91,6 +92,24 @@ def test_what_must_be_scored_first(
     estimator: Estimator, opd: OpdConfig, reference: ReferenceConfig, options: LossConfig, needs: set[str]
 ) -> None:
     assert objective(estimator, opd=opd, reference=reference, options=options).needs == needs
+
+
+@pytest.mark.parametrize(
+    ("opd", "top_k", "dense"),
+    [
+        (OFF, 0, False),
+        (OpdConfig(type=OpdType.megatron, log_prob_top_k=4), 4, False),
+        # A server's candidates are compared with the engine's, before the update.
+        (OpdConfig(type=OpdType.sglang, log_prob_top_k=4), 0, False),
+        (OpdConfig(type=OpdType.megatron, divergence=DENSE), 0, True),
+        (OpdConfig(type=OpdType.megatron, divergence=DENSE, kl_coef=0.0), 0, False),
+    ],
+)
+def test_what_a_loss_wants_of_the_models(opd: OpdConfig, top_k: int, dense: bool) -> None:
+    chosen = objective(Grpo(), opd=opd)
+    chosen.assign(batch_of(RAGGED))
+    wants = chosen.loss().wants
+    assert (wants.top_k, wants.divergence is not None, wants.entropy_gradient) == (top_k, dense, False)
 
 
 def test_the_whole_loss_golden() -> None:
@@ -249,6 +268,8 @@ def test_minibatches_cover_each_epoch_once_in_a_seeded_order() -> None:
     assert split(0, 1) == first
     assert split(0, 2) != first
     assert split(1, 1) != first
+    # Nor is the second step of one run the first of its neighbour.
+    assert split(1, 1) != split(0, 2)
 
 
 def test_more_updates_than_sequences_are_as_many_as_sequences() -> None:
@@ -293,8 +314,7 @@ def test_metrics_of_a_divergence_golden() -> None:
     # Divergences 0.5 and 1.5, kl_coef 2, weights 1/2: the loss has 2 * (0.5 + 1.5) / 2; the metric is their mean.
     # The term is not in the advantage, so that it has no share there.
     batch = batch_of([[1, 1]], prompt_tokens=1, teacher=None, old=None)
-    dense = OpdConfig(type=OpdType.megatron, kl_coef=2.0, divergence=DivergenceConfig(kind=DivergenceKind.forward_kl))
-    chosen = objective(NoEstimator(), opd=dense)
+    chosen = objective(NoEstimator(), opd=OpdConfig(type=OpdType.megatron, kl_coef=2.0, divergence=DENSE))
     batch = chosen.assign(batch)
     result = updated(batch, torch.tensor([NAN, -1.0, -2.0]), torch.tensor([NAN, -2.0, -1.5]))
     result = dataclasses.replace(result, divergence=torch.tensor([NAN, 0.5, 1.5]))
@@ -350,6 +370,15 @@ def test_critic_metrics_golden() -> None:
     residual, returns = (batch.returns - values)[1:], batch.returns[1:]
     explained = 1 - float(residual.var(correction=0) / returns.var(correction=0))
     assert chosen.metrics(batch, result).values()["train/explained_variance"] == pytest.approx(explained, rel=1e-5)
+
+
+def test_a_teacher_like_the_student_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Of two updates on the first rollout; by then the student has moved on purpose."""
+    chosen = objective(Grpo(), options=LossConfig(updates_per_rollout=2))
+    for _ in range(2):
+        for part in chosen.minibatches(chosen.assign(batch_of(RAGGED))):
+            chosen.metrics(part, updated(part, part.rollout.log_probs, part.rollout.log_probs))
+    assert caplog.text.count("CANNOT BE TOLD FROM THE STUDENT") == 1
 
 
 def test_metrics_without_opd_have_none_of_it() -> None:
