@@ -82,12 +82,12 @@ def inject(url: str, fault: Fault, seconds: float) -> None:
     """Has the fake server at `url` spoil its next answer that is not spoiled yet."""
     body = json.dumps({"kind": fault, "seconds": seconds}).encode()
     request = urllib.request.Request(f"{url}/fake/fault", data=body, headers={"Content-Type": "application/json"})
-    urllib.request.urlopen(request, timeout=60).close()
+    urllib.request.urlopen(request, timeout=300).close()
 
 
 def rollout_server_dies(world: Path, output: Path, overrides: Sequence[str], limit_s: float) -> None:
     """kill -9 of the server that generates, in the middle of a run."""
-    number = 5
+    number = 8
     mine = (
         "rollout=sglang",
         f"steps={number}",
@@ -127,7 +127,10 @@ def teacher_is_away(world: Path, output: Path, launch: LaunchConfig, overrides: 
         assert server.pid is not None
         os.killpg(server.pid, signal.SIGKILL)
         until(process, lambda: any(line["teacher/failed_fraction"] == 1.0 for line in logged(output)), limit_s)
+        # The run stands still meanwhile, or it could be over before the teacher is back.
+        process.send_signal(signal.SIGSTOP)
         assert asyncio.run(fleet.ensure(url))
+        process.send_signal(signal.SIGCONT)
         printed, _ = process.communicate(timeout=limit_s)
         assert process.returncode == 0, printed
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs.runs import distil, start, steps, summary, world
+from tests.runs.runs import distil, lines, start, steps, summary, world
 
 STEPS = ("steps=40", "checkpoint.every=10", "cluster=ray", "cluster.num_workers=1", "tracking.console=true")
 
@@ -43,7 +43,7 @@ def killed(small: Path, output: Path, group: str, *overrides: str) -> tuple[int,
         assert line, printed
         printed += line
         worker = re.match(rf"  {group} 0: process (\d+) at ", line)
-    while not (output / "metrics.jsonl").exists() or len(steps(output)) < 5:
+    while lines(output) < 5:
         assert process.poll() is None, printed
         time.sleep(0.01)
     os.kill(int(worker[1]), signal.SIGKILL)
@@ -74,4 +74,5 @@ def test_without_restarts_the_run_ends_within_seconds(small: Path, tmp_path: Pat
     code, printed, seconds = killed(small, tmp_path / "run", "training")
     assert code == 1
     assert "training: a worker died" in printed
-    assert seconds < 60
+    # Far less than the time limit of a call, after which a death would be noticed anyway.
+    assert seconds < 300

@@ -71,7 +71,7 @@ def kill(student: Path, folder: Path, point: int, *, background: bool = False) -
     """Trains in a process that kills itself."""
     process = context().Process(target=train_until_killed, args=(student, folder, point, background))
     process.start()
-    process.join(300)
+    process.join(900)
     assert process.exitcode == -signal.SIGKILL
 
 
