@@ -80,6 +80,12 @@ def test_csv_with_missing_and_extra_cells(tmp_path):
     assert "2 columns" in rows[1].reason
 
 
+def test_csv_of_a_spreadsheet_begins_with_a_mark(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes("prompt,label\nq,1\n".encode("utf-8-sig"))
+    assert columns(DataConfig(path=str(path))) == [{"prompt": "q", "label": "1"}]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

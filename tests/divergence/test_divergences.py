@@ -158,8 +158,9 @@ def test_tail_golden() -> None:
     torch.testing.assert_close(found, torch.tensor([[0.5, 0.25, 0.25]]).log())
 
 
-def test_an_empty_tail_stays_finite() -> None:
-    log_probs = torch.tensor([[0.75, 0.25]]).log().requires_grad_()
+@pytest.mark.parametrize("beyond", [0.0, 1e-6], ids=["one", "rounded beyond one"])
+def test_an_empty_tail_stays_finite(beyond: float) -> None:
+    log_probs = torch.tensor([[beyond, -40.0]]).requires_grad_()
     value = reverse_kl(with_tail(log_probs), with_tail(torch.tensor([[0.5, 0.4]]).log()))
     value.sum().backward()
     assert bool(torch.isfinite(value).all())
