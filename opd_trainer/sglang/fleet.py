@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opd_trainer.cluster.rendezvous import free_port
+from opd_trainer.errors import UserError
 from opd_trainer.sglang.command import Purpose, server_command, server_environment
 from opd_trainer.sglang.config import LaunchConfig
 from opd_trainer.sglang.endpoints import base_url
@@ -35,13 +36,16 @@ class Fleet:
             config: how.
             log_dir: where each server's output goes, as <name>-<number>.log.
             purpose: what they are for; None scores or generates with token ids.
+
+        Raises:
+            UserError: `config.host` is no address of this machine.
         """
         import torch
 
         gpu = torch.cuda.is_available()
         specs = []
         for number in range(config.servers):
-            port = free_port(config.host) if config.port is None else config.port + number
+            port = _free_port(config.host) if config.port is None else config.port + number
             devices = config.devices[number * config.tensor_parallel : (number + 1) * config.tensor_parallel]
             specs.append(
                 ServerSpec(
@@ -86,3 +90,13 @@ class Fleet:
     async def close(self) -> None:
         """Stops ours. Safe to call twice."""
         await asyncio.gather(*(server.close() for server in self.servers.values()))
+
+
+def _free_port(host: str) -> int:
+    try:
+        return free_port(host)
+    except OSError as error:
+        raise UserError(
+            f"launch.host={host}: nothing can listen there ({error}). Set it to a name or an IPv4 address of this "
+            "machine: 127.0.0.1, or 0.0.0.0 for all that it has"
+        ) from error

@@ -1,6 +1,7 @@
 """A server process that is ours: started, watched, started again, stopped, and never outliving us."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -223,6 +224,11 @@ def _check_free(spec: ServerSpec) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise WorkerError(
+                    f"{spec.name}: nothing can listen on port {port} of {host} ({error}). Set launch.host to an "
+                    "address of this machine, and launch.port to null, which takes a free one"
+                ) from error
             raise WorkerError(
                 f"{spec.name}: port {port} of {host} is taken ({error}): another server, perhaps of an earlier run, "
                 "listens there. Stop it, or set another port (null takes a free one)"

@@ -17,7 +17,7 @@ from opd_trainer.teacher.config import SglangManagedTeacher
 
 WATCH_S = 2.0
 """Between two looks at the servers."""
-ANYWHERE = ("0.0.0.0", "::")
+ANYWHERE = "0.0.0.0"
 
 
 async def serve_teacher(config: Config, output_dir: Path) -> None:
@@ -96,7 +96,7 @@ def _folder(load: str | None, ckpt_step: int | None) -> str:
 
 def _urls(fleet: Fleet, launch: LaunchConfig) -> list[str]:
     """Where others reach the servers: by this machine's name where they listen on every address."""
-    if launch.host not in ANYWHERE:
+    if launch.host != ANYWHERE:
         return list(fleet.urls)
     return [url.replace(launch.host, socket.gethostname()) for url in fleet.urls]
 

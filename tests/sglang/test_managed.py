@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd_trainer.errors import WorkerError
+from opd_trainer.errors import UserError, WorkerError
 from opd_trainer.rollout.config import SglangRollout, SyncVia
 from opd_trainer.rollout.sglang.engine import SglangEngine, SglangSpec
 from opd_trainer.sglang.config import LaunchConfig
@@ -218,6 +218,15 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         fleet = Fleet.launch("rollout", str(MODEL), launch(port=port), tmp_path)
         with pytest.raises(WorkerError, match=f"port {port} of 127.0.0.1 is taken"):
             run(fleet.start())
+
+
+def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
+    elsewhere = "198.51.100.7"
+    with pytest.raises(UserError, match=rf"launch\.host={elsewhere}: nothing can listen there.*127\.0\.0\.1"):
+        Fleet.launch("rollout", str(MODEL), launch(host=elsewhere), tmp_path)
+    fleet = Fleet.launch("rollout", str(MODEL), launch(host=elsewhere, port=30000), tmp_path)
+    with pytest.raises(WorkerError, match=rf"nothing can listen on port 30000 of {elsewhere}.*Set launch\.host"):
+        run(fleet.start())
 
 
 def ended(pid: int, limit_s: float = 300.0) -> bool:
