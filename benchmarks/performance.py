@@ -24,7 +24,7 @@ BEGIN, END = "<!-- MEASURED -->", "<!-- /MEASURED -->"
 MEASUREMENTS: dict[str, tuple[str, ...]] = {
     "step_demo": ("benchmarks.step_breakdown",),
     "rollout_demo": ("benchmarks.rollout",),
-    "rollout_smollm": ("benchmarks.rollout", "--model", "smollm"),
+    "rollout_smollm": ("benchmarks.rollout", "--model", "smollm", "--dtype", "bfloat16"),
     "train_step": ("benchmarks.train_step",),
     "log_prob_memory": ("benchmarks.log_prob_memory",),
 }

@@ -110,6 +110,7 @@ def bare_loop(model: Any, requests: list[Request], response: int) -> Callable[[]
     weights = DecoderWeights(shape, model.dtype, torch.device("cpu"))
     weights.begin()
     weights.fill([(name, parameter.detach()) for name, parameter in model.named_parameters()])
+    weights.finish()
     batch, width = EmbeddedRollout().batch_size, len(requests[0].prompt.tokens)
     rotations = decoder.rotations(shape, width + response, torch.device("cpu"))
 
