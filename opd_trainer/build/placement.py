@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from opd_trainer.build.roster import DEFAULT_TEACHER, dedicated_layout, teachers_of
+from opd_trainer.build.roster import dedicated_layout, teachers_of, title_of
 from opd_trainer.cluster.config import RayCluster, SlurmCluster
 from opd_trainer.cluster.placement import ROLLOUT, TRAINING, Demand, Node, Placement, place
 from opd_trainer.config import Config
@@ -27,7 +27,7 @@ def training_demand(config: Config, cluster: RayCluster) -> Demand:
         if config.reference.used:
             models.append(f"reference ({config.reference.placement})")
         models += [
-            ("teacher" if name == DEFAULT_TEACHER else f"teacher {name}") + f" ({placement_of(teacher)})"
+            f"{title_of(name)} ({placement_of(teacher)})"
             for name, teacher in teachers_of(config).items()
             if config.opd.type is OpdType.megatron and not isinstance(teacher, DedicatedTeacher)
         ]
@@ -73,7 +73,7 @@ def server_devices(config: Config) -> dict[str, list[int]]:
         found["rollout"] = config.rollout.launch.devices
     for name, teacher in teachers_of(config).items():
         if isinstance(teacher, SglangManagedTeacher):
-            found["teacher" if name == DEFAULT_TEACHER else f"teacher {name}"] = teacher.launch.devices
+            found[title_of(name)] = teacher.launch.devices
     return {name: devices for name, devices in found.items() if devices}
 
 

@@ -13,6 +13,11 @@ def teachers_of(config: Config) -> dict[str, TeacherConfig]:
     return {DEFAULT_TEACHER: config.teacher, **config.teachers} if config.opd.on else {}
 
 
+def title_of(name: str) -> str:
+    """What people are told of a teacher by its name: "teacher", or "teacher <name>"."""
+    return "teacher" if name == DEFAULT_TEACHER else f"teacher {name}"
+
+
 def dedicated_layout(teacher: DedicatedTeacherConfig, config: Config) -> MegatronConfig:
     """The parallel layout of a teacher's own workers."""
     return MegatronConfig(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from opd_trainer.build.learner import critic_of, reference_of
 from opd_trainer.build.rollout import sampling_of
-from opd_trainer.build.roster import DEFAULT_TEACHER, dedicated_layout, teachers_of
+from opd_trainer.build.roster import dedicated_layout, teachers_of, title_of
 from opd_trainer.build.vocabulary import Vocabulary
 from opd_trainer.cluster.config import RayCluster
 from opd_trainer.config import Config
@@ -184,7 +184,7 @@ def _frozen(config: Config, vocab_size: int) -> tuple[Frozen, ...]:
                 Frozen(
                     architecture=part.architecture,
                     dtype=part.dtype,
-                    name="teacher" if name == DEFAULT_TEACHER else f"teacher {name}",
+                    name=title_of(name),
                     key=key_of(name),
                     placement=placement_of(teacher),
                 )
@@ -216,7 +216,7 @@ def _apart(config: Config) -> tuple[Apart, ...]:
             Apart(
                 architecture=architecture_of(settings, None),
                 dtype=settings.dtype,
-                name=f"teacher {name}",
+                name=title_of(name),
                 # Responses that are not packed are computed one by one.
                 layout=layout if teacher.pack else dataclasses.replace(layout, max_tokens_per_device=1),
                 workers=teacher.num_workers,

@@ -3,14 +3,16 @@ from pathlib import Path
 
 import pytest
 
+from opd_trainer.build.vocabulary import vocabulary_of
+from opd_trainer.cli.entry import main
 from opd_trainer.cluster.config import InProcessCluster, Layout, RayCluster
 from opd_trainer.config import Config
 from opd_trainer.errors import PreflightError
 from opd_trainer.megatron.config import MegatronConfig, Placement, Recompute
 from opd_trainer.megatron.memory import local_size, optimizer_bytes
 from opd_trainer.memory.capacity import Capacity, stated
-from opd_trainer.memory.fit import cheapest, refuse, shortages
-from opd_trainer.memory.job import Apart, Engine, Frozen, Job, Part
+from opd_trainer.memory.fit import changes, cheapest, refuse, shortages
+from opd_trainer.memory.job import Apart, Engine, Frozen, Job, Part, job_of
 from opd_trainer.memory.plan import Phase, Plan, micro_batch_tokens, plan
 from opd_trainer.memory.report import print_plan, short
 from opd_trainer.memory.start import device_share
@@ -209,6 +211,49 @@ def test_processes_on_the_same_gpu_share_it(layout: Layout, gpus_per_worker: flo
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     return runs.world(tmp_path_factory.mktemp("world"))
+
+
+def test_a_teacher_on_workers_of_its_own_has_a_table_of_its_own(world: Path, tmp_path: Path, capsys):
+    apart = ("teacher=dedicated", "cluster=ray", "cluster.num_workers=1")
+    assert runs.launch(world, tmp_path, "task=preflight", *apart, *runs.distil(world)) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    titles = [line.removesuffix(", each") for line in lines if line.endswith(", each")]
+    assert titles == ["1 x training", "1 x rollout", "1 x teacher", "1 x controller"]
+
+
+def composed(world: Path, output: Path, *overrides: str) -> Config:
+    """The configuration that a command line makes, which it does not run."""
+    found: list[Config] = []
+    assert (
+        main(runs.ROOT / "conf", runs.arguments(world, output, *overrides), lambda config, _: found.append(config)) == 0
+    )
+    return found[0]
+
+
+def job_by(config: Config) -> Job:
+    """Without the size of a cache's slot, which depends on the dtype by and large only."""
+    found = job_of(config, vocabulary_of(config.model))
+    return without_slots(found)
+
+
+def without_slots(found: Job) -> Job:
+    engine = None if found.engine is None else dataclasses.replace(found.engine, slot_bytes=0)
+    return dataclasses.replace(found, engine=engine)
+
+
+ALONE = ("reference.kl_coef=0.1", "checkpoint.async_save=true", "megatron.max_tokens_per_device=64")
+TOGETHER = ("cluster=ray", "estimator=ppo", "teacher=swap", "rollout.batch_size=4")
+
+
+@pytest.mark.parametrize("overrides", [ALONE, TOGETHER], ids=["one process", "ray"])
+def test_a_change_is_what_the_command_line_makes_of_it(world: Path, tmp_path: Path, overrides: tuple[str, ...]):
+    given = (*runs.distil(world), *overrides)
+    whole = job_of(config := composed(world, tmp_path, *given), vocabulary_of(config.model))
+    offered = {change.override.partition("=")[0]: change for change in changes(whole, stated(80, None))}
+    assert len(offered) >= 7
+    for change in offered.values():
+        changed = {override.partition("=")[0]: override for override in (*given, *change.override.split())}
+        assert job_by(composed(world, tmp_path, *changed.values())) == without_slots(change.job), change.override
 
 
 def test_preflight_runs_nothing_and_tells_the_plan(world: Path, tmp_path: Path, capsys):
