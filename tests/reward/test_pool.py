@@ -22,6 +22,7 @@ from opd_trainer.reward.config import (
     Per,
     RemoteReward,
 )
+from opd_trainer.reward.custom import Custom
 from opd_trainer.reward.pool import RewardPool
 
 
@@ -195,6 +196,20 @@ def test_custom_per_group_gets_all_siblings_in_order(make_sample, functions):
     assert calls == [[0, 1], [0, 1]]
     functions.rank = lambda samples: [1.0]
     assert all(math.isnan(reward) for reward in rewards(config, samples, group_size=2))
+
+
+def test_custom_per_group_a_sibling_that_gives_up_leaves_the_others_their_reward(make_sample, functions):
+    functions.count = lambda samples: [float(len(samples))] * len(samples)
+
+    async def main():
+        custom = Custom(CustomReward(path="users_rewards:count", per=Per.group))
+        given_up = asyncio.create_task(custom(make_sample(index=0), 2))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        return await custom(make_sample(index=1), 2)
+
+    assert asyncio.run(main()) == {"reward": 2.0}
 
 
 class Server:

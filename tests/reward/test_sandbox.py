@@ -61,6 +61,17 @@ def test_an_exception_inside_is_told_and_a_cancelled_question_leaves_no_stale_an
     assert run(questions) == [1.0, 1.0]
 
 
+def test_a_process_that_died_while_nobody_asked_is_replaced():
+    async def questions(sandbox):
+        await sandbox.ask(**FINE)
+        [process] = sandbox._running
+        process.kill()
+        await process.wait()
+        return await sandbox.ask(**FINE)
+
+    assert run(questions) == 1.0
+
+
 def test_processes_are_gone_after_close():
     async def questions(sandbox):
         await sandbox.ask(**FINE)
