@@ -121,11 +121,14 @@ def plan(job: Job, *, gpu: bool) -> Plan:
     sites = [max(stages, key=lambda site: site.device(site.fullest))]
     engine = job.engine
     if engine is not None and engine.workers:
-        sites.append(Site("rollout", engine.workers, tuple(_engine(engine, job.student, job.longest, "engine"))))
+        sites.append(
+            Site("rollout", engine.workers, tuple(_engine(engine, job.student, job.longest, "engine", gpu=gpu)))
+        )
     sites += [_apart(teacher, job, gpu=gpu) for teacher in job.apart]
     if engine is not None and job.judged is not None and not job.shares_process:
-        once = _engine(engine, job.judged, job.longest, "teacher's engine, once", frozenset({Phase.rollout}))
-        sites.append(Site("controller", 1, tuple(once)))
+        once = frozenset({Phase.rollout})
+        items = _engine(engine, job.judged, job.longest, "teacher's engine, once", once, gpu=gpu)
+        sites.append(Site("controller", 1, tuple(items)))
     return Plan(tuple(sites), gpu)
 
 
@@ -173,10 +176,10 @@ def _training(job: Job, stage: int, *, gpu: bool) -> Iterator[Item]:
     elif job.trains:
         yield Item("what is written", frozenset({Phase.save}), 0, states if gpu else 0)
     if job.engine is not None and job.shares_process:
-        yield from _engine(job.engine, job.student, job.longest, "engine")
+        yield from _engine(job.engine, job.student, job.longest, "engine", gpu=gpu)
         if job.judged is not None:
             once = frozenset({Phase.rollout})
-            yield from _engine(job.engine, job.judged, job.longest, "teacher's engine, once", once)
+            yield from _engine(job.engine, job.judged, job.longest, "teacher's engine, once", once, gpu=gpu)
 
 
 def _beside(job: Job, stage: int) -> Iterator[Item]:
@@ -244,11 +247,11 @@ def _apart(teacher: Apart, job: Job, *, gpu: bool) -> Site:
 
 
 def _engine(
-    engine: Engine, part: Part, longest: int, name: str, phases: frozenset[Phase] = AFTER_LOAD
+    engine: Engine, part: Part, longest: int, name: str, phases: frozenset[Phase] = AFTER_LOAD, *, gpu: bool
 ) -> Iterator[Item]:
     """Weights of its own, the KV cache, and what a step of prefill or decoding needs."""
     rollout, item = engine.rollout, BYTES[part.dtype]
-    yield Item(f"{name}: weights", ALL if phases == AFTER_LOAD else phases, _whole(part))
+    yield Item(f"{name}: weights", ALL if phases == AFTER_LOAD else phases, _whole(part) + _second_head(part, gpu=gpu))
     slots = slots_needed(rollout.max_prompt_tokens, rollout.max_response_tokens, waiting=True)
     rows = max(1, min(rollout.batch_size, engine.rows, rollout.kv_cache_bytes // (engine.slot_bytes * slots)))
     used = longest if rows >= engine.rows else slots
@@ -268,6 +271,13 @@ def _engine(
 def _whole(part: Part) -> int:
     """Bytes of the weights of a model that is not cut."""
     return local_size(part.architecture, MegatronConfig()).total * BYTES[part.dtype]
+
+
+def _second_head(part: Part, *, gpu: bool) -> int:
+    """Bytes of a tied head that an engine arranges for itself, beside the embedding (`rollout.embedded.projection`)."""
+    shape = part.architecture
+    twice = shape.tie_embeddings and part.dtype is Dtype.bfloat16 and not gpu
+    return shape.vocab_size * shape.hidden_size * BYTES[part.dtype] if twice else 0
 
 
 def _largest_whole(part: Part) -> int:

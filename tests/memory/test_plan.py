@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,6 +125,24 @@ def test_an_engine_of_its_own_is_a_site_of_its_own():
     assert cache.device == 4 * 200 * 1000
     inside = plan(job(engine=dataclasses.replace(engine, workers=0), longest=200), gpu=True)
     assert [item.device for item in inside.sites[0].items if "KV" in item.name] == [4 * 200 * 1000]
+
+
+def test_an_engine_on_a_cpu_keeps_a_tied_head_twice_in_bfloat16():
+    engine = Engine(workers=0, slot_bytes=1000, rollout=EmbeddedRollout(), rows=4)
+
+    def weights(*, gpu: bool, **changes: Any) -> int:
+        student = dataclasses.replace(STUDENT, **changes)
+        items = plan(job(engine=engine, student=student), gpu=gpu).sites[0].items
+        return next(item.device for item in items if item.name == "engine: weights")
+
+    tied = dataclasses.replace(STUDENT.architecture, tie_embeddings=True)
+    head = tied.vocab_size * tied.hidden_size * 2
+    changes = {"architecture": tied, "dtype": Dtype.bfloat16}
+    assert weights(gpu=False, **changes) == weights(gpu=True, **changes) + head
+    single = {**changes, "dtype": Dtype.float32}
+    assert weights(gpu=False, **single) == weights(gpu=True, **single)
+    untied = {**changes, "architecture": dataclasses.replace(tied, tie_embeddings=False)}
+    assert weights(gpu=False, **untied) == weights(gpu=True, **untied) == weights(gpu=False, **changes)
 
 
 def as_dict(part: Part) -> dict:
