@@ -203,10 +203,10 @@ def _layer_bytes(
         attention += item * queries + FP32 * (queries + heads) + FP32 * (keys + key_heads)
     experts = architecture.experts
     if experts is None:
-        # Gate and up in one, silu of the gate, two contiguous halves, their product.
-        return _LayerBytes(attention, item * 5 * architecture.intermediate_size // tp)
+        # Gate and up in one, and what becomes of them.
+        return _LayerBytes(attention, item * 3 * architecture.intermediate_size // tp)
     # A token goes in once for each of its experts, whose products are also multiplied by their shares.
-    per_expert = item * (6 * experts.intermediate_size + architecture.hidden_size) + FP32
+    per_expert = item * (4 * experts.intermediate_size + architecture.hidden_size) + FP32
     return _LayerBytes(attention, experts.per_token * per_expert + 2 * FP32 * experts.count)
 
 

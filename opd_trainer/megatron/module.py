@@ -12,6 +12,7 @@ from opd_trainer.megatron.families.experts import Experts
 from opd_trainer.megatron.layout import stage_layers
 from opd_trainer.megatron.norm import Norm
 from opd_trainer.megatron.runtime import MegatronRuntime
+from opd_trainer.megatron.swiglu import swiglu
 from opd_trainer.megatron.value_head import ValueHead
 from opd_trainer.model.config import Dtype, ModelConfig
 
@@ -110,6 +111,9 @@ def _transformer_config(
         **_experts(architecture.experts, megatron, transformer_engine),
         **_recompute(architecture, megatron),
     )
+    if not transformer_engine:
+        # An MLP so configured gives the whole of its first product to its activation.
+        config.use_te_activation_func, config.activation_func = True, swiglu
     if not has_gpu():
         # gloo exchanges only equal numbers of tokens, and `prepare` sees to it that they are; see the refusal above.
         config.moe_token_dispatcher_type = "allgather"
