@@ -1,7 +1,9 @@
 """Every hack that Megatron-core needs, most of them on a machine without a GPU, where alone they are active.
 
-Remove an entry once the oldest Megatron-core that we support no longer needs it. Version range of all: 0.16, whose code
-is at https://github.com/NVIDIA/Megatron-LM/tree/core_v0.16.1/megatron/core, under the names of modules below.
+Remove an entry once the oldest Megatron-core that we support no longer needs it. The code that they change is at
+https://github.com/NVIDIA/Megatron-LM/tree/core_v0.16.1/megatron/core, under the names of modules below.
+
+Version range of all: 0.16.
 """
 
 import contextlib
