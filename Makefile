@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sglang test-slurm check fix results estimators performance clean
+.PHONY: help setup demo test test-ray test-sglang test-slurm check fix results estimators performance clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -23,8 +23,11 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 demo: $(STAMP)  ## the main job on CPU: distil a tiny teacher into a tiny student
 	$(BIN)/python launch.py
 
-test: $(STAMP)  ## all tests, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(STAMP)  ## all tests but those below, three files at a time: what several processes do is half waiting
+	$(BIN)/python -m pytest -n 3 --dist loadfile
+
+test-ray: $(STAMP)  ## tests that start clusters of Ray: layouts, deaths and replacements, jobs, nodes
+	$(BIN)/python -m pytest -m ray tests/cluster tests/runs
 
 test-sglang: $(STAMP)  ## tests against a real SGLang server on CPU; builds its environment once (3 GB)
 	OPD_SGLANG_PYTHON="$$(PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/sglang_cpu/build.sh)" \

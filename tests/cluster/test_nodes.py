@@ -27,6 +27,7 @@ def task(rank: int, attempt: str = "7.0") -> JobTask:
     return JobTask(rank, 2, attempt, f"127.0.1.{rank + 1}", cpus=rank + 1, gpus=())
 
 
+@pytest.mark.ray
 def test_two_tasks_form_one_ray_and_end_it(tmp_path: Path) -> None:
     before = dict(os.environ)
     joined = threading.Thread(target=member, args=(task(1), tmp_path, 300.0))

@@ -18,6 +18,8 @@ from opd_trainer.cluster.ray import RayGroup
 from opd_trainer.cluster.session import RaySession
 from opd_trainer.errors import PreflightError, TrainingDiverged, WorkerDied, WorkerError
 
+pytestmark = pytest.mark.ray
+
 
 def make_factory(start_error=None, apart=False):
     """Local, so that Ray pickles the class by value: the test modules cannot be imported by its workers."""

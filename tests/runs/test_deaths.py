@@ -11,6 +11,8 @@ import pytest
 
 from tests.runs.runs import distil, lines, start, steps, summary, world
 
+pytestmark = pytest.mark.ray
+
 STEPS = ("steps=40", "checkpoint.every=10", "cluster=ray", "cluster.num_workers=1", "tracking.console=true")
 
 

@@ -67,6 +67,7 @@ def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(
         assert summary(output)[key] == summary(uninterrupted)[key]
 
 
+@pytest.mark.ray
 def test_workers_on_ray_sample_and_learn_the_same(small: Path, uninterrupted: Path) -> None:
     output = small / "ray"
     more = ("cluster=ray", "cluster.num_workers=1", "cluster.num_cpus=2")

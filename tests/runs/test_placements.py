@@ -54,6 +54,7 @@ def same_but_for_rounding(output: Path, other: Path) -> None:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.ray
 def test_a_dedicated_teacher_in_a_layout_of_its_own_is_the_same_but_for_rounding(small: Path, resident: Path) -> None:
     output = small / "dedicated"
     dedicated(small, output, *distil(small))
@@ -63,6 +64,7 @@ def test_a_dedicated_teacher_in_a_layout_of_its_own_is_the_same_but_for_rounding
     assert summary(output)["reverse_kl"]["first"] == pytest.approx(summary(resident)["reverse_kl"]["first"], rel=1e-4)
 
 
+@pytest.mark.ray
 def test_a_teacher_of_another_architecture_is_the_same_in_every_place(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,8 @@ import pytest
 from opd_trainer.cluster.rendezvous import free_port
 from tests.runs.runs import ROOT, arguments, column, distil, world
 
+pytestmark = pytest.mark.ray
+
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 LEFT = """
 import ray, time

@@ -35,6 +35,7 @@ def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(
         assert summary(output)[key] == summary(uninterrupted)[key]
 
 
+@pytest.mark.ray
 def test_a_run_of_one_process_goes_on_with_two_tensor_parallel_workers_and_another_placement(
     small: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

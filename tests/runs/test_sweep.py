@@ -106,6 +106,7 @@ def test_a_trial_that_fails_half_way_leaves_nothing_to_the_next(
     assert steps(output / "lr-0.001") == steps(alone)
 
 
+@pytest.mark.ray
 def test_ray_is_closed_between_trials(small: Path, tmp_path: Path) -> None:
     output = tmp_path / "ray"
     more = ("cluster=ray", "cluster.num_workers=1", "cluster.num_cpus=2", "eval.teacher=false")
