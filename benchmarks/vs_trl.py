@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.held_out_kl import held_out_kl
-from benchmarks.machine import measuring
+from benchmarks.machine import measuring, shortened
 from benchmarks.process_memory import watch
 from opd_trainer.data.stream import PromptStream
 from opd_trainer.model.folder import EXPORTED
@@ -48,6 +48,8 @@ runpy.run_path("launch.py", run_name="__main__")
 """
 """launch.py on a clock that stands still while others have the processor."""
 OPTIMIZER = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "clip_grad": 1.0}
+SETTINGS = {"steps", "batch", "response_tokens", "dtype", "lr", "seed", "held_out", "clock", "threads", "override"}
+"""Options that are kept beside the figures: none that is a path."""
 WARM_UP = 1
 COLUMNS = {"step_s": "step", "generation_s": "generation", "teacher_s": "teacher", "update_s": "update"}
 
@@ -251,6 +253,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def told(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Details of a side without the folders of this machine."""
+    return {name: [*map(shortened, value)] if name == "overrides" else value for name, value in details.items()}
+
+
 def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Runs what is not in `work` yet, and measures."""
     rows = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()]
@@ -269,9 +276,9 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     reverse_kl = measure_kl(options, sides, held_out) if held_out else {}
     print(table(sides, reverse_kl))
     return {
-        "settings": {name: value for name, value in vars(options).items() if isinstance(value, int | float | str)},
+        "settings": {name: value for name, value in vars(options).items() if name in SETTINGS},
         "sides": {
-            name: {"median": side.medians(), "peak_gib": side.peak_gib, "steps": side.steps, **side.details}
+            name: {"median": side.medians(), "peak_gib": side.peak_gib, "steps": side.steps, **told(side.details)}
             for name, side in sides.items()
         },
         "reverse_kl": reverse_kl,
