@@ -24,10 +24,10 @@ demo: $(STAMP)  ## the main job on CPU: distil a tiny teacher into a tiny studen
 	$(BIN)/python launch.py
 
 test: $(STAMP)  ## all tests but those below, three files at a time: what several processes do is half waiting
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-ray: $(STAMP)  ## tests that start clusters of Ray: layouts, deaths and replacements, jobs, nodes
-	$(BIN)/python -m pytest -m ray tests/cluster tests/runs
+	$(BIN)/python -m pytest -m ray tests/cluster tests/megatron tests/runs
 
 test-sglang: $(STAMP)  ## tests against a real SGLang server on CPU; builds its environment once (3 GB)
 	OPD_SGLANG_PYTHON="$$(PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/sglang_cpu/build.sh)" \

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 # Read when transformers and datasets are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,6 +24,22 @@ torch.set_num_threads(1)
 
 # The same examples every time, and no limit on their time: neither chance nor a busy machine fails a test.
 settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session")
+def compose() -> Any:
+    """One composer of conf/ for all tests; it remembers what it has composed, and outlives Hydra's global state."""
+    # Not before the hook above.
+    from opd_trainer.cli.composition import Source, composer
+    from tests.commands import CONF
+
+    with composer(Source(CONF)) as found:
+        return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs come first: short tests then fill all cores to the end."""
+    items.sort(key=lambda item: "runs" not in item.path.parts)
 
 
 def pytest_collection_finish() -> None:

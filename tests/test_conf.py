@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from opd_trainer.cli.check import check
-from opd_trainer.cli.composition import Composer, Source, composer
+from opd_trainer.cli.composition import Composer
 from opd_trainer.cli.reference import field_docs, render
 from opd_trainer.cli.schema import SCHEMAS
 from opd_trainer.cli.schema_walk import field_names
@@ -26,12 +26,6 @@ WHOLE_RUNS = sorted(file for group in MODIFIERS for file in (CONF / group).glob(
 
 def name_of(file: Path) -> str:
     return f"{file.parent.name}={file.stem}"
-
-
-@pytest.fixture(scope="module")
-def compose() -> Composer:
-    with composer(Source(CONF)) as found:
-        return found
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

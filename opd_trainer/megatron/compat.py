@@ -9,6 +9,7 @@ Version range of all: 0.16.
 import contextlib
 import inspect
 import queue
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
@@ -59,6 +60,24 @@ def uncompiled() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         _replace(stack, torch, {"compile": as_it_is})
         yield
+
+
+@contextlib.contextmanager
+def without_wandb() -> Iterator[None]:
+    """Around the first import of Megatron-core: it does not find wandb, unless that is loaded already.
+
+    Symptom: `dynamic_context.py` imports wandb for a log of its own that we do not use: 0.3 seconds of a processor in
+    every worker, and two folders in the temporary directory that a worker leaves when it is killed.
+    Remove when: Megatron-core imports wandb where it writes to it.
+    """
+    if "wandb" in sys.modules:
+        yield
+        return
+    sys.modules["wandb"] = cast(Any, None)
+    try:
+        yield
+    finally:
+        del sys.modules["wandb"]
 
 
 class _Cpu(TorchFunctionMode):

@@ -21,6 +21,7 @@ from opd_trainer.megatron.compat import (
     quiet,
     router_without_transformer_engine,
     uncompiled,
+    without_wandb,
 )
 from opd_trainer.megatron.config import MegatronConfig
 from opd_trainer.megatron.layout import layout_problems, model_parallel_size
@@ -69,7 +70,7 @@ class MegatronRuntime:
             self._stack = stack.pop_all()
 
     def _join(self, stack: contextlib.ExitStack) -> None:
-        with quiet(), uncompiled():
+        with quiet(), uncompiled(), without_wandb():
             from megatron.core import parallel_state
             from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 

@@ -8,17 +8,11 @@ import pytest
 from opd_trainer.build.learner import build_objective, optimizer_steps, reference_of, refuse_other_words
 from opd_trainer.build.vocabulary import vocabulary_of
 from opd_trainer.cli.check import check
-from opd_trainer.cli.composition import Composer, Source, composer
+from opd_trainer.cli.composition import Composer
 from opd_trainer.config import Config
 from opd_trainer.demo import arithmetic
 from opd_trainer.errors import ConfigError
-from tests.runs.runs import ROOT, save_model
-
-
-@pytest.fixture(scope="module")
-def compose() -> Composer:
-    with composer(Source(ROOT / "conf")) as found:
-        return found
+from tests.runs.runs import save_model
 
 
 def config(compose: Composer, *overrides: str) -> Config:

@@ -6,18 +6,12 @@ import pytest
 
 from opd_trainer.build.placement import demands_of, nodes_of, planned, server_devices
 from opd_trainer.cli.check import check
-from opd_trainer.cli.composition import Composer, Source, composer
+from opd_trainer.cli.composition import Composer
 from opd_trainer.cluster.config import RayCluster
 from opd_trainer.config import Config
 from opd_trainer.errors import PreflightError
 
 CONF = Path(__file__).parents[2] / "conf"
-
-
-@pytest.fixture(scope="module")
-def compose() -> Composer:
-    with composer(Source(CONF)) as found:
-        return found
 
 
 def config(compose: Composer, *overrides: str) -> Config:

@@ -5,18 +5,12 @@ import pytest
 from opd_trainer.build.rollout import evaluation_sampling, sampling_of
 from opd_trainer.build.vocabulary import Vocabulary, vocabulary_of
 from opd_trainer.cli.check import check
-from opd_trainer.cli.composition import Composer, Source, composer
+from opd_trainer.cli.composition import Composer
 from opd_trainer.config import Config
 from opd_trainer.model.config import ModelConfig
-from tests.runs.runs import ROOT, save_model
+from tests.runs.runs import save_model
 
 SERVER = ("opd=sglang", "teacher=sglang_external", "teacher.url=http://host:1")
-
-
-@pytest.fixture(scope="module")
-def compose() -> Composer:
-    with composer(Source(ROOT / "conf")) as found:
-        return found
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from opd_trainer.cli.aliases import expand
-from opd_trainer.cli.composition import Composer, Source, composer
+from opd_trainer.cli.composition import Composer
 from opd_trainer.cli.entry import main
-from opd_trainer.cli.plan import Plan, plan, read
+from opd_trainer.cli.plan import Plan
 from opd_trainer.config import Config
 from opd_trainer.errors import ConfigError, Problem
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from tests.commands import CONF, planned
 
 
 @dataclass
@@ -28,15 +26,9 @@ class Checker:
 
     def __call__(self, *argv: str) -> bool:
         """Whether the command line is right."""
-        expanded = expand(argv)
-        command = read(expanded.argv, CONF)
         self.problems, self.configs = [], []
         try:
-            if command.source.extra is None:
-                found = plan(self.shared, command, expanded)
-            else:
-                with composer(command.source) as own:
-                    found = plan(own, command, expanded)
+            found = planned(self.shared, argv)
         except ConfigError as error:
             self.problems = error.problems
             return False
@@ -60,13 +52,6 @@ class Checker:
         return str(ConfigError(self.problems))
 
 
-@pytest.fixture(scope="session")
-def shared_composer() -> Composer:
-    """One composer of conf/ for all tests; it remembers what it has composed, and outlives Hydra's global state."""
-    with composer(Source(CONF)) as found:
-        return found
-
-
 def put_data(folder: Path) -> None:
     """The datasets that command lines of the tests name."""
     for name in ("x", "x.jsonl", "prompts.jsonl"):
@@ -74,11 +59,11 @@ def put_data(folder: Path) -> None:
 
 
 @pytest.fixture
-def check(shared_composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checker:
+def check(compose: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checker:
     """A checker whose working directory has data and nothing else."""
     monkeypatch.chdir(tmp_path)
     put_data(tmp_path)
-    return Checker(shared_composer)
+    return Checker(compose)
 
 
 @dataclass

@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
         ("python launch.py estimator=ppo estimator=grpo '( est", "estimator=grpo est"),
     ],
 )
-def test_what_hydra_is_asked(shared_composer: Composer, line: str, expected: str) -> None:
-    assert hydras_line(shared_composer, line).split() == ["python", "launch.py", *expected.split()]
+def test_what_hydra_is_asked(compose: Composer, line: str, expected: str) -> None:
+    assert hydras_line(compose, line).split() == ["python", "launch.py", *expected.split()]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class Found:
 
 
 @pytest.fixture(scope="module")
-def found(shared_composer: Composer) -> Found:
+def found(compose: Composer) -> Found:
     made: set[tuple[str, int]] = set()
     init = errors.Problem.__init__
 
@@ -55,7 +55,7 @@ def found(shared_composer: Composer) -> Found:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(errors.Problem, "__init__", recorded)
-        return Found(all_refused(shared_composer), made)
+        return Found(all_refused(compose), made)
 
 
 def test_every_rule_has_an_example(found: Found) -> None:

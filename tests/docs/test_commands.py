@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from opd_trainer.cli.aliases import expand
-from opd_trainer.cli.composition import Composer, Source, composer
-from opd_trainer.cli.plan import plan, read
+from opd_trainer.cli.composition import Composer
+from opd_trainer.cli.plan import read
 from opd_trainer.cli.refusals import MODEL
+from tests.commands import CONF, planned
 
 ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
 ELSEWHERE = {"refusals.md", "extending.md"}
 """Pages about command lines that are wrong, and about options that are not there yet; others are made from runs."""
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in ELSEWHERE)]
@@ -61,12 +61,6 @@ COMMANDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def compose() -> Composer:
-    with composer(Source(CONF)) as found:
-        return found
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the commands name; DIR is whatever is needed."""
@@ -89,7 +83,6 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("argv", COMMANDS)
 def test_a_command_is_accepted(compose: Composer, argv: list[str]) -> None:
-    expanded = expand(argv)
-    command = read(expanded.argv, CONF)
+    command = read(expand(argv).argv, CONF)
     if command.composes and not command.completes:
-        plan(compose, command, expanded)
+        planned(compose, argv)

@@ -41,7 +41,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this tree with all four."""
     folder = tmp_path_factory.mktemp("extended")
     for name in ("opd_trainer", "conf", "hydra_plugins", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)
     for name in ("pyproject.toml", "launch.py"):
         shutil.copy(ROOT / name, folder / name)
     assert len(DIFFS) == 4

@@ -74,6 +74,7 @@ def check(batch, first, scores, student):
     assert first.learning_rate == 1e-2
 
 
+@pytest.mark.ray
 def test_in_process_and_two_ray_workers_learn_the_same(student, spec, tmp_path):
     batch = training.batch()
     make_worker = functools.partial(MegatronWorker, spec)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from opd_trainer.build.vocabulary import vocabulary_of
-from opd_trainer.cli.entry import main
+from opd_trainer.cli.composition import Composer
 from opd_trainer.cluster.config import InProcessCluster, Layout, RayCluster
 from opd_trainer.config import Config
 from opd_trainer.errors import PreflightError
@@ -19,6 +19,7 @@ from opd_trainer.memory.report import print_plan, short
 from opd_trainer.memory.start import device_share
 from opd_trainer.model.config import Dtype, Family
 from opd_trainer.rollout.config import EmbeddedRollout
+from tests.commands import planned
 from tests.megatron import models
 from tests.runs import runs
 
@@ -240,15 +241,6 @@ def test_a_teacher_on_workers_of_its_own_has_a_table_of_its_own(world: Path, tmp
     assert titles == ["1 x training", "1 x rollout", "1 x teacher", "1 x controller"]
 
 
-def composed(world: Path, output: Path, *overrides: str) -> Config:
-    """The configuration that a command line makes, which it does not run."""
-    found: list[Config] = []
-    assert (
-        main(runs.ROOT / "conf", runs.arguments(world, output, *overrides), lambda config, _: found.append(config)) == 0
-    )
-    return found[0]
-
-
 def job_by(config: Config) -> Job:
     """Without the size of a cache's slot, which depends on the dtype by and large only."""
     found = job_of(config, vocabulary_of(config.model))
@@ -265,14 +257,19 @@ TOGETHER = ("cluster=ray", "estimator=ppo", "teacher=swap", "rollout.batch_size=
 
 
 @pytest.mark.parametrize("overrides", [ALONE, TOGETHER], ids=["one process", "ray"])
-def test_a_change_is_what_the_command_line_makes_of_it(world: Path, tmp_path: Path, overrides: tuple[str, ...]):
+def test_a_change_is_what_the_command_line_makes_of_it(
+    compose: Composer, world: Path, tmp_path: Path, overrides: tuple[str, ...]
+):
+    def composed(*given: str) -> Config:
+        return planned(compose, runs.arguments(world, tmp_path, *given)).configs[0]
+
     given = (*runs.distil(world), *overrides)
-    whole = job_of(config := composed(world, tmp_path, *given), vocabulary_of(config.model))
+    whole = job_of(config := composed(*given), vocabulary_of(config.model))
     offered = {change.override.partition("=")[0]: change for change in changes(whole, stated(80, None))}
     assert len(offered) >= 7
     for change in offered.values():
         changed = {override.partition("=")[0]: override for override in (*given, *change.override.split())}
-        assert job_by(composed(world, tmp_path, *changed.values())) == without_slots(change.job), change.override
+        assert job_by(composed(*changed.values())) == without_slots(change.job), change.override
 
 
 def test_preflight_runs_nothing_and_tells_the_plan(world: Path, tmp_path: Path, capsys):

@@ -12,6 +12,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world(tmp_path_factory.mktemp("world"))
 
 
+@pytest.mark.ray
 def test_ray_with_two_training_workers_gives_the_numbers_of_one_process(small: Path) -> None:
     outputs = {name: small / name for name in ("inprocess", "ray")}
     for name, output in outputs.items():
