@@ -17,16 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import ROOT, code_state, machine, same_code
 from opd_trainer.tracking.files import METRICS, SUMMARY, read_rows
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "outputs" / "results"
 TARGET = ROOT / "docs" / "results"
 RAW = TARGET / "raw"
 ORIGIN = "origin.json"
-CODE = ("launch.py", "opd_trainer", "hydra_plugins", "conf")
-"""What a run runs; a change elsewhere does not change its figures."""
 KEPT = (
     "step",
     "eval/heldout/pass@1",
@@ -95,19 +92,6 @@ def load(directory: Path, variant: Variant, seed: int) -> Run:
     origin = json.loads((directory / ORIGIN).read_text(encoding="utf-8"))
     summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
     return Run(variant, seed, origin, summary, read_rows(directory / METRICS))
-
-
-def code_state() -> dict[str, Any] | None:
-    """Commit, and whether the code differs from it; None outside a checkout."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if commit.returncode != 0:
-        return None
-    return {"commit": commit.stdout.strip(), "changed": not same_code(commit.stdout.strip())}
-
-
-def same_code(commit: str) -> bool:
-    """Whether the code here is that of a commit."""
-    return subprocess.run(["git", "diff", "--quiet", commit, "--", *CODE], cwd=ROOT, check=False).returncode == 0
 
 
 def is_current(origin_file: Path) -> bool:

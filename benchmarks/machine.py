@@ -1,9 +1,10 @@
-"""Where figures were measured: processor, cores, memory, and how busy the machine was."""
+"""Where figures were measured, and of which code: processor, cores, memory, how busy the machine was, commit."""
 
 import json
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,8 +14,11 @@ from typing import Any
 import psutil
 
 from opd_trainer.doctor.machine import memory_limit
-from opd_trainer.tracking.provenance import git_state, package_versions
+from opd_trainer.tracking.provenance import package_versions
 
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("launch.py", "opd_trainer", "hydra_plugins", "conf")
+"""What a run runs; a change elsewhere does not change its figures."""
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -38,6 +42,20 @@ def machine() -> dict[str, Any]:
     }
 
 
+def code_state(*more: str) -> dict[str, Any] | None:
+    """Commit, and whether `CODE` and `more` differ from it; None outside a checkout."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if commit.returncode != 0:
+        return None
+    return {"commit": commit.stdout.strip(), "changed": not same_code(commit.stdout.strip(), *more)}
+
+
+def same_code(commit: str, *more: str) -> bool:
+    """Whether `CODE` and `more` are those of a commit."""
+    differs = subprocess.run(["git", "diff", "--quiet", commit, "--", *CODE, *more], cwd=ROOT, check=False)
+    return differs.returncode == 0
+
+
 def shortened(argument: str) -> str:
     """An argument without the folders of a path on this machine, which say nothing elsewhere."""
     return re.sub(r"(^|=)/(?:[^/=]+/)*([^/=]+)/?$", r"\1\2", argument)
@@ -45,13 +63,13 @@ def shortened(argument: str) -> str:
 
 def measuring() -> Callable[[Path, Any], None]:
     """To be called before a measurement: what writes its figures with command, code, versions and machine."""
-    before, start = machine(), datetime.now(UTC).isoformat(timespec="seconds")
+    before, code, start = machine(), code_state("benchmarks"), datetime.now(UTC).isoformat(timespec="seconds")
 
     def write(path: Path, figures: Any) -> None:
         content = {
             "command": " ".join(["python", *map(shortened, sys.orig_argv[1:])]),
             "start": start,
-            "git": git_state(Path(__file__).parents[1] / "launch.py"),
+            "code": code,
             "versions": package_versions(),
             "machine": {**before, "load_average": [before["load_average"], machine()["load_average"]]},
             "figures": figures,

@@ -168,8 +168,8 @@ def row(line: Goal, found: dict[str, Any] | None) -> str:
 
 def where(name: str, found: dict[str, Any]) -> str:
     """Where and how a measurement was made."""
-    one, git = found["machine"], found["git"]
-    commit = "an unknown commit" if git is None else f"commit {git['commit'][:12]}{' with changes' * git['dirty']}"
+    one, code = found["machine"], found["code"]
+    commit = "an unknown commit" if code is None else f"commit {code['commit'][:12]}{' with changes' * code['changed']}"
     return (
         f"| `{name}` | `{found['command']}` | {found['start'][:10]} | {commit} | {one['cores']} cores of "
         f"{one['processor']}, {one['memory_gib']} GiB | {' to '.join(f'{load:g}' for load in one['load_average'])} |"

@@ -19,15 +19,23 @@ from benchmarks.machine import measuring
 from opd_trainer.tracking.files import METRICS, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
+QUIET = (
+    "tracking.console=false",
+    "eval.every=0",
+    "eval.n_prompts=2",
+    "eval.teacher=false",
+    "eval.reverse_kl_prompts=0",
+    "eval.reference_key=null",
+)
+"""Next to nothing but the steps."""
 PHASES = ("rollout", "teacher", "train", "sync")
 WARM_UP = 2
 POLL_S = 0.02
 
 
 def run(overrides: Sequence[str], directory: Path) -> tuple[list[dict[str, Any]], float]:
-    """The steps of a run, and the seconds from its launch to its first step, one held-out evaluation included."""
-    quiet = ("tracking.console=false", "eval.every=0", "eval.teacher=false", "eval.reverse_kl_prompts=0")
-    command = [sys.executable, "launch.py", *quiet, *overrides, f"output_dir={directory}"]
+    """The steps of a run, and the seconds from its launch to its first step, evaluation of two prompts included."""
+    command = [sys.executable, "launch.py", *QUIET, *overrides, f"output_dir={directory}"]
     began = time.perf_counter()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         path, first = directory / METRICS, None

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import demo_runs, divergences, estimators, pages, results, sglang_demo
+from benchmarks import demo_runs, divergences, estimators, machine, pages, results, sglang_demo
 from opd_trainer.cli.composition import Composer
 from tests.commands import planned
 
@@ -112,14 +112,14 @@ def test_only_finished_runs_of_this_code_count(tmp_path: Path, monkeypatch: pyte
         (None, False),
     ):
         origin.write_text(json.dumps({"code": code}))
-        monkeypatch.setattr(demo_runs, "CODE", ("LICENSE",))  # whatever is being worked on here
+        monkeypatch.setattr(machine, "CODE", ("LICENSE",))  # whatever is being worked on here
         assert demo_runs.is_current(origin) is current, code
 
 
 def test_a_run_of_other_code_is_set_aside_and_a_broken_off_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_runs, "CODE", ("LICENSE",))
+    monkeypatch.setattr(machine, "CODE", ("LICENSE",))
     directory = tmp_path / "runs" / "opd-0"
     demo_runs.set_aside_if_stale(directory)
     directory.mkdir()

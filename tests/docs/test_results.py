@@ -45,9 +45,9 @@ def test_the_page_of_a_real_pair_is_made_from_its_runs() -> None:
     assert f"falls from {kl['first']:.2f} to {kl['last']:.2f}" in README
 
 
-@made_from("sweep")
-def test_the_page_of_the_sweep_is_made_from_its_trials() -> None:
-    assert (RESULTS / "sweep.md").read_text(encoding="utf-8") == sweep.text(sweep.KEPT_SWEEP)
+@pytest.mark.parametrize("name", sweep.SWEEPS)
+def test_the_page_of_a_sweep_is_made_from_its_trials(name: str) -> None:
+    assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == sweep.SWEEPS[name].text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
