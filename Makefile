@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-sglang test-slurm check fix results estimators performance clean
+.PHONY: help setup demo test test-ray test-sglang test-slurm check fix results performance clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -45,12 +45,11 @@ fix: $(STAMP)  ## repair what lint and format can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-results: $(STAMP)  ## three seeds and the control runs into docs/results (about an hour on two cores)
+results: $(STAMP)  ## the runs of docs/results that need nothing but a CPU (about an hour on two cores, JOBS=2 the faster)
 	$(BIN)/python -m benchmarks.results --jobs $(JOBS)
-
-estimators: $(STAMP)  ## the demo with every estimator and divergence into docs/results (half an hour on two cores)
 	$(BIN)/python -m benchmarks.estimators --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.divergences --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.sweep
 
 performance: $(STAMP)  ## what a step costs against its floors, into docs/performance.md (ten minutes on two calm cores)
 	$(BIN)/python -m benchmarks.performance --measure

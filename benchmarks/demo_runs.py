@@ -115,7 +115,9 @@ def launch(command: Sequence[str], directory: Path, *more: str) -> None:
     before, code, began = machine(), code_state(), time.perf_counter()
     start = datetime.now(UTC).isoformat(timespec="seconds")
     with log.open("w", encoding="utf-8") as file:
-        full = [sys.executable, "launch.py", *map(os.path.expandvars, command), *more, f"output_dir={directory}"]
+        # A sweep keeps its command line, which is to name no folder of this machine.
+        output = f"output_dir={os.path.relpath(directory, ROOT)}"
+        full = [sys.executable, "launch.py", *map(os.path.expandvars, command), *more, output]
         done = subprocess.run(full, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(full)} ended with {done.returncode}; see {log}")

@@ -1,4 +1,4 @@
-"""The demo's distillation alone, with every divergence: table and curves (`make estimators`)."""
+"""The demo's distillation alone, with every divergence: table and curves (`make results`)."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ def text(runs: Sequence[Run]) -> str:
     """docs/results/divergences.md."""
     return f"""# Every divergence on the arithmetic demo, one seed
 
-Made by `make estimators`. Distillation alone (`estimator=none`); nothing is tuned per divergence. The reverse KL is
+Made by `make results`. Distillation alone (`estimator=none`); nothing is tuned per divergence. The reverse KL is
 that of sampled tokens in every row, whatever was minimised.
 
 ![curves](divergences.png)

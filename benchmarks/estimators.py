@@ -1,4 +1,4 @@
-"""The demo with every estimator, with and without distillation: table and bars (`make estimators`)."""
+"""The demo with every estimator, with and without distillation: table and bars (`make results`)."""
 
 from collections.abc import Sequence
 
@@ -57,7 +57,7 @@ def text(runs: Sequence[Run]) -> str:
     """docs/results/estimators.md."""
     return f"""# Every estimator on the arithmetic demo, one seed
 
-Made by `make estimators`. Nothing is tuned per estimator: batch and number of steps are the demo's; so is the
+Made by `make results`. Nothing is tuned per estimator: batch and number of steps are the demo's; so is the
 learning rate with distillation, and a tenth of it alone.
 
 ![accuracies](estimators.png)

@@ -12,21 +12,14 @@ from benchmarks.pages import DATASET, Page
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-WITHOUT_RUNS = {"estimators", "sglang", "sweep"}
-"""Pages from before runs were kept. To shorten the list: make the page anew, and commit what is kept of its runs."""
-ALL = (results.PAGE, divergences.PAGE, estimators.PAGE, sglang_demo.PAGE)
-PAGES = tuple(page for page in ALL if page.name not in WITHOUT_RUNS)
-LARGEST = 3 * 2**20
+PAGES = (results.PAGE, divergences.PAGE, estimators.PAGE, sglang_demo.PAGE)
+LARGEST = 4 * 2**20
 """Bytes of docs/results: everybody who clones gets them."""
 
 
-def made_from(*names: str) -> pytest.MarkDecorator:
-    missing = WITHOUT_RUNS & set(names)
-    return pytest.mark.skipif(bool(missing), reason=f"no runs are kept of {', '.join(sorted(missing))}")
-
-
-def test_runs_are_kept_of_all_pages_but_those_named() -> None:
-    assert {*(page.name for page in ALL), "sweep"} - {folder.name for folder in RAW.glob("*")} == WITHOUT_RUNS
+def test_runs_are_kept_of_all_pages() -> None:
+    pages = {*(page.name for page in PAGES), *sweep.SWEEPS, smollm2.NAME}
+    assert {folder.name for folder in RAW.iterdir()} == pages
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -99,7 +92,6 @@ def enumerated(values: list[float]) -> str:
     return f"{first}, {second} and {third} %"
 
 
-@made_from("arithmetic")
 def test_the_readme_shows_what_the_demo_prints() -> None:
     run = kept(results.PAGE, "opd")[0]
     scores = {who: found[DATASET] for who, found in run.summary["evaluation"].items()}
@@ -113,7 +105,6 @@ def test_the_readme_shows_what_the_demo_prints() -> None:
     ) in README
 
 
-@made_from("arithmetic")
 def test_the_readme_tells_of_the_seeds() -> None:
     runs = {variant.name: kept(results.PAGE, variant.name) for variant in results.VARIANTS}
     teacher = runs["opd"][0].summary["evaluation"]["teacher"][DATASET]
@@ -126,7 +117,6 @@ def test_the_readme_tells_of_the_seeds() -> None:
     assert after(runs["grpo_fast"]) == [0, 0, 0]
 
 
-@made_from("divergences")
 def test_the_readme_tells_of_the_divergence() -> None:
     run = next(run for run in divergences.PAGE.kept() if "opd.divergence.kind=reverse_kl" in run.variant.overrides)
     kl, score = run.summary["reverse_kl"], run.summary["evaluation"]["after"][DATASET]
@@ -134,13 +124,11 @@ def test_the_readme_tells_of_the_divergence() -> None:
     assert f"ends at {100 * score:.1f} %, with a reverse KL {times}" in README
 
 
-@made_from("sglang", "arithmetic")
 def test_the_readme_tells_of_servers() -> None:
     served, without = (f"{100 * score:.1f} %" for score in after([*sglang_demo.PAGE.kept(), sglang_demo.beside()]))
     assert f"With real servers for both the demo ends at {served}, without at {without}" in README
 
 
-@made_from("arithmetic")
 def test_engine_and_trainer_agree_as_the_readme_says() -> None:
     assert "in float32 on a CPU it is below 1e-6 in the demo" in README
     assert max(row["train/rollout_log_prob_diff"] for run in kept(results.PAGE, "opd") for row in run.rows) < 1e-6
