@@ -169,10 +169,6 @@ class EmbeddedWorker:
             self._work = self._slots = None
             self._steps.clear()
 
-    def health(self) -> int | None:
-        """The version of the weights, None before the first."""
-        return self._version
-
     def close(self) -> None:
         """Releases everything. Safe to call twice."""
         self._work = self._slots = self._weights = self._version = None
