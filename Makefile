@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 demo: $(STAMP)  ## the main job on CPU: distil a tiny teacher into a tiny student
 	$(BIN)/python launch.py
 
-test: $(STAMP)  ## all tests but those below, three files at a time: what several processes do is half waiting
+test: $(STAMP)  ## all tests but those below, three files at a time
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-ray: $(STAMP)  ## tests that start clusters of Ray: layouts, deaths and replacements, jobs, nodes
